@@ -1,0 +1,3 @@
+//! Arguments, configuration, the running proxy, an exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The PostgreSQL v3 protocol as data: no policy, no pool, no session.
