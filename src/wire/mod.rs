@@ -1,1 +1,3 @@
 //! The PostgreSQL v3 protocol as data: no policy, no pool, no session.
+
+pub mod frame;
