@@ -140,7 +140,7 @@ mod tests {
     async fn frames_split_anywhere_are_read_whole() {
         let bytes = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
         for split in 1..bytes.len() {
-            let mut stream = (&bytes[..split]).chain(&bytes[split..]);
+            let mut stream = AsyncReadExt::chain(&bytes[..split], &bytes[split..]);
             let mut buf = BytesMut::new();
             let first = read_frame(&mut stream, &mut buf, 100).await.unwrap();
             let second = read_frame(&mut stream, &mut buf, 100).await.unwrap();
