@@ -1,3 +1,4 @@
 //! The PostgreSQL v3 protocol as data: no policy, no pool, no session.
 
+pub mod flow;
 pub mod frame;

@@ -1,0 +1,376 @@
+//! What the backend still owes: one entry for every message that gets an answer, in the order sent.
+//!
+//! This is how pipelining stays right (any number of Syncs in flight), how a reply to a message of the proxy's own is
+//! told from the client's, and how we know that a backend owes nothing any more. It models what PostgreSQL's main loop
+//! does (src/backend/tcop/postgres.c, `PostgresMain` and `SocketBackend`):
+//!
+//! - an error in an extended-protocol message makes the server ignore everything up to the next Sync,
+//!   simple queries included;
+//! - while COPY FROM STDIN runs, Sync and Flush are swallowed (src/backend/commands/copyfromparse.c,
+//!   `CopyGetData`). If such a COPY fails, whether a Sync in flight was swallowed can't be told from outside: then
+//!   [`PendingReplies::needs_fence`] says so, and an empty query of ours settles it.
+//!
+//! Pure: no I/O.
+
+use std::collections::VecDeque;
+
+/// A message that gets an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Expect {
+    /// Parse: ParseComplete.
+    Parse,
+    /// Bind: BindComplete.
+    Bind,
+    /// Describe: (ParameterDescription,) RowDescription or NoData.
+    Describe,
+    /// Execute: rows, then CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute,
+    /// Close: CloseComplete.
+    Close,
+    /// Sync: ReadyForQuery.
+    Sync,
+    /// Query: anything, then ReadyForQuery.
+    Query,
+    /// FunctionCall: FunctionCallResponse, then ReadyForQuery.
+    FunctionCall,
+    /// CopyDone or CopyFail: no answer of its own; marks where the client's COPY data ended.
+    CopyEnd,
+    /// An empty query of the proxy's own behind a COPY that failed.
+    Fence,
+}
+
+/// What to do with a reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReplyAction {
+    /// The client asked: it gets the reply.
+    Forward,
+    /// The proxy asked: the reply is swallowed.
+    Skip,
+}
+
+/// The server sent something that nothing in flight explains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("unexpected reply {tag:#04x} from the server")]
+pub struct UnexpectedReply {
+    /// Its tag.
+    pub tag: u8,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    expect: Expect,
+    action: ReplyAction,
+}
+
+/// What the backend still owes, in order.
+#[derive(Debug, Default)]
+pub struct PendingReplies {
+    entries: VecDeque<Entry>,
+    skipping_to_sync: bool,
+    copying_in: bool,
+    swallowed_syncs: bool,
+    fence_needed: bool,
+}
+
+/// More replies in flight than this, and the client is not read until some have come. PostgreSQL sends its replies
+/// whenever 8 KB have gathered, so they do come.
+const IN_FLIGHT_MAX: usize = 16 * 1024;
+
+impl PendingReplies {
+    /// Nothing is owed: every ReadyForQuery has come, nothing unsynced was sent.
+    pub fn is_settled(&self) -> bool {
+        self.entries.is_empty() && !self.copying_in && !self.skipping_to_sync
+    }
+
+    /// True when so much is in flight that the client must wait.
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= IN_FLIGHT_MAX
+    }
+
+    /// The server reads COPY data from the client.
+    pub fn is_copying_in(&self) -> bool {
+        self.copying_in
+    }
+
+    /// ReadyForQuery messages still to come.
+    pub fn outstanding(&self) -> usize {
+        let ends = |entry: &&Entry| {
+            matches!(
+                entry.expect,
+                Expect::Sync | Expect::Query | Expect::FunctionCall | Expect::Fence
+            )
+        };
+        self.entries.iter().filter(ends).count()
+    }
+
+    /// A failed COPY left open whether a Sync was swallowed: send an empty query, and `push(Fence, Skip)`.
+    pub fn needs_fence(&self) -> bool {
+        self.fence_needed && self.entries.is_empty()
+    }
+
+    /// A message goes to the backend.
+    pub fn push(&mut self, expect: Expect, action: ReplyAction) {
+        match expect {
+            Expect::CopyEnd if self.copying_in => self.copying_in = false,
+            Expect::Sync if self.copying_in => self.swallowed_syncs = true,
+            Expect::Sync => {
+                self.skipping_to_sync = false;
+                self.entries.push_back(Entry { expect, action });
+            }
+            _ if self.skipping_to_sync => {}
+            // Before any Query or Execute is answered a CopyEnd can belong to its COPY; alone it means nothing.
+            Expect::CopyEnd if self.entries.is_empty() => {}
+            Expect::Fence => {
+                self.fence_needed = false;
+                self.entries.push_back(Entry { expect, action });
+            }
+            _ => self.entries.push_back(Entry { expect, action }),
+        }
+    }
+
+    /// A reply other than ReadyForQuery came. Asynchronous messages (ParameterStatus, NoticeResponse,
+    /// NotificationResponse) answer nothing and do not come here.
+    pub fn on_reply(&mut self, tag: u8) -> Result<ReplyAction, UnexpectedReply> {
+        let Some(front) = self.entries.front().copied() else {
+            return Err(UnexpectedReply { tag });
+        };
+        let (fits, ends) = answers(front.expect, tag);
+        if !fits {
+            return Err(UnexpectedReply { tag });
+        }
+        match tag {
+            b'E' => self.on_error(front),
+            b'G' => self.on_copy_in(),
+            _ if ends => self.pop(),
+            _ => {}
+        }
+        Ok(front.action)
+    }
+
+    /// ReadyForQuery came.
+    pub fn on_ready(&mut self) -> Result<ReplyAction, UnexpectedReply> {
+        let Some(front) = self.entries.front().copied() else {
+            // The answer to a Sync that a failed COPY did not swallow after all.
+            let ambiguous = self.fence_needed;
+            return if ambiguous { Ok(ReplyAction::Forward) } else { Err(UnexpectedReply { tag: b'Z' }) };
+        };
+        match front.expect {
+            Expect::Sync | Expect::Query | Expect::FunctionCall => {
+                self.pop();
+                Ok(front.action)
+            }
+            // The fence has not answered yet (it turns into a Query when it does): an extra Sync's answer.
+            Expect::Fence => Ok(ReplyAction::Forward),
+            _ => Err(UnexpectedReply { tag: b'Z' }),
+        }
+    }
+
+    fn pop(&mut self) {
+        self.entries.pop_front();
+        self.pass_copy_marks();
+    }
+
+    fn pass_copy_marks(&mut self) {
+        while self.entries.front().is_some_and(|entry| entry.expect == Expect::CopyEnd) {
+            self.entries.pop_front();
+        }
+    }
+
+    fn on_error(&mut self, front: Entry) {
+        if self.swallowed_syncs {
+            self.fence_needed = true;
+            self.swallowed_syncs = false;
+        }
+        self.copying_in = false;
+        match front.expect {
+            Expect::Sync | Expect::Query | Expect::FunctionCall | Expect::Fence => {}
+            _ => {
+                let next_sync = self.entries.iter().position(|entry| entry.expect == Expect::Sync);
+                self.skipping_to_sync = next_sync.is_none();
+                self.entries.drain(..next_sync.unwrap_or(self.entries.len()));
+                self.pass_copy_marks();
+            }
+        }
+    }
+
+    /// CopyInResponse: Syncs sent behind the COPY and before the end of its data are swallowed by the server.
+    fn on_copy_in(&mut self) {
+        let end = self.entries.iter().position(|entry| entry.expect == Expect::CopyEnd);
+        self.copying_in = end.is_none();
+        let until = end.unwrap_or(self.entries.len());
+        let mut index = 0;
+        let mut swallowed = false;
+        self.entries.retain(|entry| {
+            let inside = (1..=until).contains(&index);
+            index += 1;
+            let drop = inside && matches!(entry.expect, Expect::Sync | Expect::CopyEnd);
+            swallowed |= drop && entry.expect == Expect::Sync;
+            !drop
+        });
+        self.swallowed_syncs |= swallowed;
+    }
+}
+
+impl PendingReplies {
+    /// The fence's EmptyQueryResponse has come: everything before it is answered.
+    pub fn on_empty_query(&mut self) {
+        if let Some(front) = self.entries.front_mut()
+            && front.expect == Expect::Fence
+        {
+            front.expect = Expect::Query;
+        }
+    }
+}
+
+/// Whether a reply can answer a message, and whether it is the last of the answer.
+fn answers(expect: Expect, tag: u8) -> (bool, bool) {
+    match expect {
+        Expect::Parse => (matches!(tag, b'1' | b'E'), true),
+        Expect::Bind => (matches!(tag, b'2' | b'E'), true),
+        Expect::Close => (matches!(tag, b'3' | b'E'), true),
+        Expect::Describe => (matches!(tag, b't' | b'T' | b'n' | b'E'), tag != b't'),
+        Expect::Execute => (
+            matches!(tag, b'D' | b'C' | b'I' | b's' | b'G' | b'H' | b'd' | b'c' | b'E'),
+            matches!(tag, b'C' | b'I' | b's'),
+        ),
+        Expect::Query => (
+            matches!(tag, b'T' | b'D' | b'C' | b'I' | b'G' | b'H' | b'd' | b'c' | b'E'),
+            false,
+        ),
+        Expect::FunctionCall => (matches!(tag, b'V' | b'E'), false),
+        Expect::Sync => (tag == b'E', false),
+        Expect::Fence => (matches!(tag, b'I' | b'E'), false),
+        Expect::CopyEnd => (false, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Expect::*;
+
+    /// Runs a script: `>X` pushes the message with that tag, `<X` is a reply. The result: the reply tags forwarded, and
+    /// whether all was settled at the end.
+    fn run(script: &str) -> Result<(String, PendingReplies), UnexpectedReply> {
+        let mut replies = PendingReplies::default();
+        let mut forwarded = String::new();
+        for step in script.split_whitespace() {
+            let (direction, tag) = step.split_at(1);
+            let tag = tag.as_bytes()[0];
+            if direction == ">" {
+                replies.push(expect_of(tag), ReplyAction::Forward);
+            } else if direction == "!" {
+                replies.push(expect_of(tag), ReplyAction::Skip);
+            } else {
+                let action =
+                    if tag == b'Z' { replies.on_ready()? } else { replies.on_reply(tag)? };
+                if tag == b'I' {
+                    replies.on_empty_query();
+                }
+                if action == ReplyAction::Forward {
+                    forwarded.push(tag as char);
+                }
+            }
+        }
+        Ok((forwarded, replies))
+    }
+
+    fn expect_of(tag: u8) -> Expect {
+        match tag {
+            b'P' => Parse,
+            b'B' => Bind,
+            b'D' => Describe,
+            b'E' => Execute,
+            b'C' => Close,
+            b'S' => Sync,
+            b'Q' => Query,
+            b'F' => FunctionCall,
+            b'c' | b'f' => CopyEnd,
+            b'0' => Fence,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn each_reply_answers_the_message_it_belongs_to() {
+        for (script, forwarded, settled) in [
+            (">Q <T <D <D <C <Z", "TDDCZ", true),
+            (">Q <T <D <C", "TDC", false),
+            (">P >B >D >E >S <1 <2 <T <D <C <Z", "12TDCZ", true),
+            (">P >D <1 <t <n", "1tn", true), // flushed, not synced: see the release rule of the relay
+            (">P >B >E", "", false),
+            (">S >S >S <Z <Z", "ZZ", false),
+            (">E >S <D <s <Z", "DsZ", true),
+            (">F <V <Z", "VZ", true),
+            // the proxy's own query before the client's
+            ("!Q >Q <T <D <C <Z <T <C <Z", "TCZ", true),
+            // an error ends a simple query only at its ReadyForQuery
+            (">Q >Q <E <Z <C <Z", "EZCZ", true),
+            // an error in a batch: all is ignored up to Sync, sent before or after
+            (">P >B >E >S <E <Z", "EZ", true),
+            (">P >B <E >E >S <Z", "EZ", true),
+            (">P <E", "E", false),
+            (">P <E >Q >B >S <Z", "EZ", true),
+            // an error of the commit at Sync
+            (">E >S <C <E <Z", "CEZ", true),
+            // two batches in flight, the first fails
+            (">P >S >P >S <E <Z <1 <Z", "EZ1Z", true),
+        ] {
+            let (got, replies) = run(script).unwrap_or_else(|error| panic!("{script}: {error}"));
+            assert_eq!((got.as_str(), replies.is_settled()), (forwarded, settled), "{script}");
+            assert!(!replies.needs_fence(), "{script}");
+        }
+    }
+
+    #[test]
+    fn syncs_inside_copy_in_are_swallowed() {
+        for (script, forwarded, settled, fence) in [
+            (">Q <G >c <C <Z", "GCZ", true, false),
+            (">Q <G", "G", false, false),
+            // libpq: Execute and Sync together, then data, CopyDone and another Sync
+            (">E >S <G >c >S <C <Z", "GCZ", true, false),
+            // all of it at once
+            (">E >c >S <G <C <Z", "GCZ", true, false),
+            // the COPY never starts: both Syncs are answered
+            (">E >S <E >c >S <Z <Z", "EZZ", true, false),
+            // it fails half-way: the first Sync may or may not have been swallowed
+            (">E >S <G <E >c >S <Z", "GEZ", true, true),
+            (">E >S <G <E >c >S <Z <Z", "GEZZ", true, true),
+            // no Sync in doubt, no fence
+            (">Q <G <E >c <Z", "GEZ", true, false),
+        ] {
+            let (got, replies) = run(script).unwrap_or_else(|error| panic!("{script}: {error}"));
+            assert_eq!(
+                (got.as_str(), replies.is_settled(), replies.needs_fence()),
+                (forwarded, settled, fence),
+                "{script}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fence_settles_how_many_ready_for_query_were_owed() {
+        for script in [
+            ">E >S <G <E >c >S <Z !0 <I <Z",
+            ">E >S <G <E >c >S <Z !0 <Z <I <Z",
+            ">E >S <G <E >c >S !0 <Z <Z <I <Z",
+        ] {
+            let (got, replies) = run(script).unwrap_or_else(|error| panic!("{script}: {error}"));
+            assert!(got.starts_with("GEZ") && !got.contains('I'), "{script}: {got}");
+            assert!(replies.is_settled() && !replies.needs_fence(), "{script}");
+        }
+    }
+
+    #[test]
+    fn a_reply_nobody_asked_for_is_an_error() {
+        for script in ["<Z", "<D", ">P <2", ">Q <1", ">S <C", ">Q <C <Z <Z", ">B <T"] {
+            assert!(run(script).is_err(), "{script}");
+        }
+    }
+
+    #[test]
+    fn outstanding_counts_the_ready_for_query_to_come() {
+        let (_, replies) = run(">P >B >E >S >Q >Q <1 <2").unwrap();
+        assert_eq!(replies.outstanding(), 3);
+    }
+}
