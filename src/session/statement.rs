@@ -93,7 +93,8 @@ enum Statement {
     /// No word yet.
     Start,
     Set,
-    Create { words: u8 },
+    /// CREATE, with only OR REPLACE, LOCAL or GLOBAL so far.
+    Create,
     Prepare,
     Declare,
     DeclareWith,
@@ -278,10 +279,10 @@ impl StatementReader {
             (Statement::Prepare, b"transaction") => Statement::Other,
             (Statement::Prepare, _) => self.found(Effects::SQL_PREPARE),
             // CREATE [OR REPLACE] [GLOBAL | LOCAL] TEMP …
-            (Statement::Create { .. } | Statement::Into, b"temp" | b"temporary") => {
+            (Statement::Create | Statement::Into, b"temp" | b"temporary") => {
                 self.found(Effects::TEMP_OBJECT)
             }
-            (Statement::Create { words }, _) if words < 3 => Statement::Create { words: words + 1 },
+            (Statement::Create, b"or" | b"replace" | b"local" | b"global") => Statement::Create,
             (Statement::Into, b"local" | b"global") => Statement::Into,
             (Statement::Into, _) => Statement::Query,
             (Statement::Query, b"into") => Statement::Into,
@@ -300,7 +301,7 @@ impl StatementReader {
             b"set" => Statement::Set,
             b"reset" => self.found(Effects::SETTINGS),
             b"prepare" => Statement::Prepare,
-            b"create" => Statement::Create { words: 0 },
+            b"create" => Statement::Create,
             b"declare" => Statement::Declare,
             b"listen" => self.found(Effects::LISTEN),
             b"load" => self.found(Effects::LOAD),
