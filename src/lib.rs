@@ -18,7 +18,7 @@ pub mod backend;
 pub mod wire;
 
 pub mod admin;
-pub mod cancel;
+// pub mod cancel;
 pub mod config;
 pub mod drain;
 pub mod metrics;

@@ -1,1 +1,3 @@
-//! (being laid)
+//! Who may use which backend, and for how long.
+
+pub mod gate;

@@ -1,0 +1,203 @@
+//! deadpool's manager: makes backends and looks at them before they are lent again.
+
+use super::gate::{Gate, Permit};
+use super::lease::DiscardReason;
+use crate::backend::connect::{BackendLogin, ConnectError, Server, connect};
+use crate::backend::connection::BackendConnection;
+use crate::backend::exchange::simple_query;
+use crate::config::MaxConnections;
+use crate::drain::DrainWatch;
+use crate::ids::PoolKey;
+use crate::metrics::{BackendGauge, BackendState, PoolMetrics};
+use crate::secrets::SecretStore;
+use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
+use rand::RngExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+/// What a pool needs to make a backend.
+pub(super) struct BackendManager {
+    pub(super) key: PoolKey,
+    pub(super) gate: Arc<Gate>,
+    pub(super) recipe: Arc<Recipe>,
+    pub(super) metrics: Arc<PoolMetrics>,
+}
+
+/// What all pools of a target share.
+pub(super) struct Recipe {
+    pub(super) server: Arc<Server>,
+    pub(super) secrets: Arc<SecretStore>,
+    pub(super) init_query: Option<String>,
+    pub(super) max_connections: MaxConnections,
+    pub(super) max_lifetime: Duration,
+    /// Told when the server has been asked how many connections it allows.
+    pub(super) learned: watch::Sender<Option<usize>>,
+    pub(super) runtime: Handle,
+    pub(super) drain: DrainWatch,
+}
+
+/// Why no backend was made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CreateError {
+    /// The bound is reached.
+    #[error("all database connections are in use")]
+    NoPermit,
+    /// There is no secret for the role.
+    #[error("no secret for role {0:?}")]
+    NoSecret(crate::ids::Role),
+    /// The server could not be reached, or refused.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The task that connects has ended without a word: the runtime is shutting down.
+    #[error("shutting down")]
+    Stopping,
+}
+
+/// A backend as deadpool keeps it. Dropping it, wherever that happens, closes the connection in order.
+pub(super) struct Pooled {
+    conn: Option<Box<BackendConnection>>,
+    gauge: Arc<Mutex<BackendGauge>>,
+    expires: Instant,
+    runtime: Handle,
+    drain: DrainWatch,
+    /// Why it will be closed, once that is known.
+    pub(super) discard: DiscardReason,
+}
+
+impl Pooled {
+    pub(super) fn set_state(&self, state: BackendState) {
+        self.gauge.lock().unwrap_or_else(PoisonError::into_inner).set_state(state);
+    }
+
+    pub(super) fn expired(&self) -> bool {
+        Instant::now() >= self.expires
+    }
+
+    /// Something has arrived while it was idle: usually the server's last words. No system call.
+    pub(super) fn has_news(&self) -> bool {
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        self.conn
+            .as_ref()
+            .is_none_or(|conn| conn.stream.socket().poll_read_ready(&mut cx).is_ready())
+    }
+
+    pub(super) fn conn(&self) -> &BackendConnection {
+        #[allow(clippy::expect_used)] // taken out by drop only
+        self.conn.as_ref().expect("a pooled backend has its connection")
+    }
+
+    pub(super) fn conn_mut(&mut self) -> &mut BackendConnection {
+        #[allow(clippy::expect_used)] // taken out by drop only
+        self.conn.as_mut().expect("a pooled backend has its connection")
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        let Some(conn) = self.conn.take() else { return };
+        self.set_state(BackendState::Closing);
+        tracing::info!(backend = %conn.id, reason = self.discard.label(), "backend closed");
+        // The watch keeps the process from ending before the server has seen the goodbye.
+        let held = (self.gauge.clone(), self.drain.clone());
+        let busy = self.discard.may_be_running();
+        self.runtime.spawn(async move {
+            if busy { conn.cancel_and_close().await } else { conn.close().await }
+            drop(held);
+        });
+    }
+}
+
+impl Manager for BackendManager {
+    type Type = Pooled;
+    type Error = CreateError;
+
+    /// Cancel-safe: if nobody waits for the connection any more when it is made, it is closed in order.
+    async fn create(&self) -> Result<Pooled, CreateError> {
+        let permit = self.gate.try_permit().ok_or(CreateError::NoPermit)?;
+        let (done, made) = oneshot::channel();
+        let gauge = Arc::new(Mutex::new(self.metrics.connection()));
+        let task = connect_pooled(self.key.clone(), self.recipe.clone(), permit, gauge);
+        let metrics = self.metrics.clone();
+        self.recipe.runtime.spawn(async move {
+            let result = task.await;
+            metrics.setup(result.is_ok());
+            // Nobody there: the value is dropped, which closes the connection.
+            let _ = done.send(result);
+        });
+        made.await.unwrap_or(Err(CreateError::Stopping))
+    }
+
+    async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<CreateError> {
+        if pooled.expired() {
+            pooled.discard = DiscardReason::Lifetime;
+            return Err(RecycleError::message("lifetime"));
+        }
+        if pooled.has_news() && !pooled.conn_mut().is_alive() {
+            pooled.discard = DiscardReason::ServerClosed;
+            return Err(RecycleError::message("closed by the server"));
+        }
+        Ok(())
+    }
+}
+
+async fn connect_pooled(
+    key: PoolKey,
+    recipe: Arc<Recipe>,
+    permit: Permit,
+    gauge: Arc<Mutex<BackendGauge>>,
+) -> Result<Pooled, CreateError> {
+    let secret = recipe
+        .secrets
+        .find(key.role.as_str(), key.database.as_str())
+        .ok_or_else(|| CreateError::NoSecret(key.role.clone()))?;
+    let login = BackendLogin {
+        database: &key.database,
+        role: &key.role,
+        password: &secret.password,
+        init_query: recipe.init_query.as_deref(),
+    };
+    // The permit and the gauge live as long as the socket, also if the login fails.
+    let hold = Box::new((permit, gauge.clone()));
+    let mut conn = connect(&recipe.server, &login, hold).await?;
+    gauge.lock().unwrap_or_else(PoisonError::into_inner).set_tls(conn.tls);
+    learn_limit(&recipe, &mut conn).await;
+    tracing::info!(backend = %conn.id, pool = %key, tls = conn.tls, "backend connected");
+    let jitter = rand::rng().random_range(0.9..=1.0);
+    Ok(Pooled {
+        conn: Some(Box::new(conn)),
+        gauge,
+        expires: Instant::now() + recipe.max_lifetime.mul_f64(jitter),
+        runtime: recipe.runtime.clone(),
+        drain: recipe.drain.clone(),
+        discard: DiscardReason::Dropped,
+    })
+}
+
+/// What an ordinary role may use of the server's connections (PostgreSQL documentation, "Connection Settings";
+/// reserved_connections came with version 16).
+const ALLOWED_SQL: &str = "SELECT current_setting('max_connections')::int \
+    - current_setting('superuser_reserved_connections')::int \
+    - coalesce(current_setting('reserved_connections', true), '0')::int";
+
+const LEARN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Asks the server how many connections it allows, on the first backend made.
+async fn learn_limit(recipe: &Recipe, conn: &mut BackendConnection) {
+    let MaxConnections::Percent(percent) = recipe.max_connections else { return };
+    if recipe.learned.borrow().is_some() {
+        return;
+    }
+    let answer = simple_query(conn, ALLOWED_SQL, LEARN_DEADLINE).await;
+    let allowed = answer.ok().and_then(|outcome| outcome.first_value()?.parse::<usize>().ok());
+    match allowed {
+        Some(allowed) => {
+            let limit = (allowed * usize::from(percent) / 100).max(1);
+            tracing::info!(allowed, percent, limit, "the server told its max_connections");
+            recipe.learned.send_replace(Some(limit));
+        }
+        None => tracing::warn!("the server did not tell its max_connections; asking again later"),
+    }
+}

@@ -1,0 +1,176 @@
+//! All pools of one target: they share its bound, and make room for each other.
+
+use super::gate::{Gate, PoolId};
+use super::lease::DiscardReason;
+use super::manager::{BackendManager, Recipe};
+use super::pool::Pool;
+use crate::backend::connect::Server;
+use crate::config::{Config, MaxConnections};
+use crate::drain::DrainWatch;
+use crate::ids::{Database, PoolKey, Role, TargetName};
+use crate::metrics::{Metrics, TargetMetrics};
+use crate::secrets::SecretStore;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+/// How often idle backends are looked at.
+const REAP_EVERY: Duration = Duration::from_secs(1);
+
+/// Backends used more recently than this are not counted as idle too many: between two transactions of a busy client
+/// every backend is idle for a moment.
+const IDLE_AT_LEAST: Duration = Duration::from_secs(5);
+
+/// All pools of one target.
+pub struct TargetPools {
+    name: TargetName,
+    gate: Arc<Gate>,
+    recipe: Arc<Recipe>,
+    max_idle_percent: usize,
+    pools: RwLock<HashMap<(Database, Role), Arc<Pool>>>,
+    metrics: Arc<Metrics>,
+    target_metrics: TargetMetrics,
+}
+
+impl TargetPools {
+    /// No pool yet; each is made when its first client comes. Must be called inside the runtime.
+    pub fn new(
+        config: &Config,
+        server: Arc<Server>,
+        secrets: Arc<SecretStore>,
+        metrics: Arc<Metrics>,
+        drain: DrainWatch,
+    ) -> Arc<Self> {
+        let limit = match config.pool.max_connections {
+            MaxConnections::Count(count) => Some(count as usize),
+            MaxConnections::Percent(_) => None,
+        };
+        let target_metrics = metrics.target(&config.target.name);
+        target_metrics.set_allowed(limit.unwrap_or(0));
+        let recipe = Recipe {
+            server,
+            secrets,
+            init_query: config.pool.init_query.clone(),
+            max_connections: config.pool.max_connections,
+            max_lifetime: config.pool.max_connection_lifetime,
+            learned: watch::channel(None).0,
+            runtime: Handle::current(),
+            drain,
+        };
+        Arc::new(Self {
+            name: TargetName::new(config.target.name.as_str()),
+            gate: Gate::new(limit),
+            recipe: Arc::new(recipe),
+            max_idle_percent: usize::from(config.pool.max_idle_connections_percent),
+            pools: RwLock::default(),
+            metrics,
+            target_metrics,
+        })
+    }
+
+    /// The pool of one database and role, made if it is not there. `cap` bounds it within the target's bound.
+    pub fn pool(
+        self: &Arc<Self>,
+        database: &Database,
+        role: &Role,
+        cap: Option<usize>,
+    ) -> Arc<Pool> {
+        let name = (database.clone(), role.clone());
+        if let Some(pool) = self.pools.read().unwrap_or_else(PoisonError::into_inner).get(&name) {
+            return pool.clone();
+        }
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let id = PoolId(pools.len());
+        pools.entry(name).or_insert_with(|| self.make(id, database, role, cap)).clone()
+    }
+
+    fn make(
+        self: &Arc<Self>,
+        id: PoolId,
+        database: &Database,
+        role: &Role,
+        cap: Option<usize>,
+    ) -> Arc<Pool> {
+        let key = PoolKey {
+            target: self.name.clone(),
+            database: database.clone(),
+            role: role.clone(),
+        };
+        let metrics = self.metrics.pool(self.name.as_str(), database.as_str(), role.as_str());
+        let gate = self.gate.clone();
+        let manager = BackendManager { key, gate, recipe: self.recipe.clone(), metrics };
+        Pool::new(id, manager, cap, Arc::downgrade(self))
+    }
+
+    fn all(&self) -> Vec<Arc<Pool>> {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Closes one idle backend of another pool than `except`: of the one with most of them.
+    pub(super) fn evict_one(&self, except: PoolId) {
+        let others = self.all().into_iter().filter(|pool| pool.id() != except);
+        let Some(richest) = others.max_by_key(|pool| pool.idle_count()) else { return };
+        let Some(eviction) = self.gate.try_evict() else { return };
+        let evicted = richest.take_idle(1, |_, _| Some(DiscardReason::Evicted));
+        // The permit comes free when the server has closed its end; until then no further backend is evicted for it.
+        evicted.into_iter().for_each(|pooled| pooled.close_for(eviction_once(&eviction)));
+    }
+
+    /// Looks after idle backends until the drain: closes what is dead, too old, or too many; follows the server's
+    /// max_connections.
+    pub async fn look_after(self: Arc<Self>) {
+        let mut drain = self.recipe.drain.clone();
+        let mut learned = self.recipe.learned.subscribe();
+        let mut tick = tokio::time::interval(REAP_EVERY);
+        loop {
+            tokio::select! {
+                () = drain.reached(crate::drain::Phase::Draining) => return,
+                Ok(()) = learned.changed() => {
+                    if let Some(limit) = *learned.borrow_and_update() {
+                        self.set_limit(limit);
+                    }
+                }
+                _ = tick.tick() => self.reap(),
+            }
+        }
+    }
+
+    fn set_limit(&self, limit: usize) {
+        self.target_metrics.set_allowed(limit);
+        // Pools first: who is called by the gate must find room in its pool.
+        for pool in self.all() {
+            pool.resize(limit);
+        }
+        self.gate.set_limit(limit);
+    }
+
+    fn reap(&self) {
+        let pools = self.all();
+        let kept = self.gate.limit().map_or(usize::MAX, |limit| limit * self.max_idle_percent / 100);
+        let idle: usize = pools.iter().map(|pool| pool.idle_count()).sum();
+        let mut surplus = idle.saturating_sub(kept);
+        for pool in pools {
+            let taken = pool.take_idle(usize::MAX, |pooled, metrics| {
+                if pooled.has_news() {
+                    return Some(DiscardReason::ServerClosed);
+                }
+                if pooled.expired() {
+                    return Some(DiscardReason::Lifetime);
+                }
+                let too_many = surplus > 0 && metrics.last_used() >= IDLE_AT_LEAST;
+                surplus -= usize::from(too_many);
+                too_many.then_some(DiscardReason::Idle)
+            });
+            drop(taken);
+        }
+    }
+
+    /// Closes every idle backend: the proxy is stopping.
+    pub fn close_idle(&self) {
+        for pool in self.all() {
+            drop(pool.take_idle(usize::MAX, |_, _| Some(DiscardReason::Draining)));
+        }
+    }
+}
