@@ -205,9 +205,11 @@ impl Ticket {
         }
     }
 
-    /// Since when it has been queued.
-    pub fn since(&self) -> Instant {
-        self.waiter.since
+    /// Nobody of its own pool is ahead of it.
+    pub fn is_first_of_pool(&self) -> bool {
+        let state = self.gate.lock();
+        let first = state.queue.iter().find(|waiter| waiter.pool == self.waiter.pool);
+        first.is_none_or(|first| Arc::ptr_eq(first, &self.waiter))
     }
 }
 

@@ -1,6 +1,6 @@
 //! deadpool's manager: makes backends and looks at them before they are lent again.
 
-use super::gate::{Gate, Permit};
+use super::gate::{Eviction, Gate, Permit};
 use super::lease::DiscardReason;
 use crate::backend::connect::{BackendLogin, ConnectError, Server, connect};
 use crate::backend::connection::BackendConnection;
@@ -65,6 +65,8 @@ pub(super) struct Pooled {
     drain: DrainWatch,
     /// Why it will be closed, once that is known.
     pub(super) discard: DiscardReason,
+    /// Held until it is gone, if it makes room for another pool.
+    pub(super) evicted: Option<Eviction>,
 }
 
 impl Pooled {
@@ -101,7 +103,7 @@ impl Drop for Pooled {
         self.set_state(BackendState::Closing);
         tracing::info!(backend = %conn.id, reason = self.discard.label(), "backend closed");
         // The watch keeps the process from ending before the server has seen the goodbye.
-        let held = (self.gauge.clone(), self.drain.clone());
+        let held = (self.gauge.clone(), self.drain.clone(), self.evicted.take());
         let busy = self.discard.may_be_running();
         self.runtime.spawn(async move {
             if busy { conn.cancel_and_close().await } else { conn.close().await }
@@ -173,6 +175,7 @@ async fn connect_pooled(
         runtime: recipe.runtime.clone(),
         drain: recipe.drain.clone(),
         discard: DiscardReason::Dropped,
+        evicted: None,
     })
 }
 

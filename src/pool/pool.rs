@@ -3,7 +3,7 @@
 //! deadpool keeps the idle ones (last in, first out, so the fewest stay warm), bounds the pool and looks at each before
 //! it is lent; the [`Gate`] of the target bounds all pools together and keeps the queue.
 
-use super::gate::{Gate, PoolId, Ticket};
+use super::gate::{Gate, PoolId};
 use super::lease::{DiscardReason, Lease};
 use super::manager::{BackendManager, CreateError, Pooled};
 use super::target::TargetPools;
@@ -255,10 +255,4 @@ impl Pool {
 fn size_within(cap: Option<usize>, limit: Option<usize>) -> usize {
     // Until the server has told its max_connections one backend is made, to ask.
     cap.unwrap_or(usize::MAX).min(limit.unwrap_or(1))
-}
-
-impl Ticket {
-    fn is_first_of_pool(&self) -> bool {
-        self.ahead_in_pool() == 0
-    }
 }

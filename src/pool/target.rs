@@ -113,9 +113,10 @@ impl TargetPools {
         let others = self.all().into_iter().filter(|pool| pool.id() != except);
         let Some(richest) = others.max_by_key(|pool| pool.idle_count()) else { return };
         let Some(eviction) = self.gate.try_evict() else { return };
-        let evicted = richest.take_idle(1, |_, _| Some(DiscardReason::Evicted));
-        // The permit comes free when the server has closed its end; until then no further backend is evicted for it.
-        evicted.into_iter().for_each(|pooled| pooled.close_for(eviction_once(&eviction)));
+        // The permit comes free when the server has closed its end; until then no other backend is evicted for it.
+        if let Some(mut evicted) = richest.take_idle(1, |_, _| Some(DiscardReason::Evicted)).pop() {
+            evicted.evicted = Some(eviction);
+        }
     }
 
     /// Looks after idle backends until the drain: closes what is dead, too old, or too many; follows the server's

@@ -62,10 +62,18 @@ struct Entry {
     action: ReplyAction,
 }
 
+impl Entry {
+    fn is_own_query(&self) -> bool {
+        self.action == ReplyAction::Skip && matches!(self.expect, Expect::Query | Expect::Fence)
+    }
+}
+
 /// What the backend still owes, in order.
 #[derive(Debug, Default)]
 pub struct PendingReplies {
     entries: VecDeque<Entry>,
+    /// Extended-protocol messages were sent and no Sync yet.
+    batch_open: bool,
     skipping_to_sync: bool,
     copying_in: bool,
     swallowed_syncs: bool,
@@ -79,7 +87,17 @@ const IN_FLIGHT_MAX: usize = 16 * 1024;
 impl PendingReplies {
     /// Nothing is owed: every ReadyForQuery has come, nothing unsynced was sent.
     pub fn is_settled(&self) -> bool {
-        self.entries.is_empty() && !self.copying_in && !self.skipping_to_sync
+        self.entries.is_empty() && !self.copying_in && !self.skipping_to_sync && !self.batch_open
+    }
+
+    /// Extended-protocol messages were sent and the Sync that ends them was not.
+    pub fn is_batch_open(&self) -> bool {
+        self.batch_open || self.skipping_to_sync
+    }
+
+    /// What comes now answers a query of the proxy's own.
+    pub fn is_replaying(&self) -> bool {
+        self.entries.front().is_some_and(|front| front.is_own_query())
     }
 
     /// True when so much is in flight that the client must wait.
@@ -115,6 +133,7 @@ impl PendingReplies {
             Expect::Sync if self.copying_in => self.swallowed_syncs = true,
             Expect::Sync => {
                 self.skipping_to_sync = false;
+                self.batch_open = false;
                 self.entries.push_back(Entry { expect, action });
             }
             _ if self.skipping_to_sync => {}
@@ -124,7 +143,12 @@ impl PendingReplies {
                 self.fence_needed = false;
                 self.entries.push_back(Entry { expect, action });
             }
-            _ => self.entries.push_back(Entry { expect, action }),
+            _ => {
+                // A simple query or function call ends the implicit transaction as a Sync does.
+                let simple = matches!(expect, Expect::Query | Expect::FunctionCall);
+                self.batch_open = !simple && (self.batch_open || expect != Expect::CopyEnd);
+                self.entries.push_back(Entry { expect, action });
+            }
         }
     }
 
@@ -139,7 +163,7 @@ impl PendingReplies {
             return Err(UnexpectedReply { tag });
         }
         match tag {
-            b'E' => self.on_error(front),
+            b'E' => return Ok(self.on_error(front)),
             b'G' => self.on_copy_in(),
             _ if ends => self.pop(),
             _ => {}
@@ -176,7 +200,8 @@ impl PendingReplies {
         }
     }
 
-    fn on_error(&mut self, front: Entry) {
+    /// The client gets an error also for a Parse of ours: it is its own statement's.
+    fn on_error(&mut self, front: Entry) -> ReplyAction {
         if self.swallowed_syncs {
             self.fence_needed = true;
             self.swallowed_syncs = false;
@@ -191,6 +216,7 @@ impl PendingReplies {
                 self.pass_copy_marks();
             }
         }
+        if front.is_own_query() { ReplyAction::Skip } else { ReplyAction::Forward }
     }
 
     /// CopyInResponse: Syncs sent behind the COPY and before the end of its data are swallowed by the server.
@@ -297,7 +323,9 @@ mod tests {
             (">Q <T <D <D <C <Z", "TDDCZ", true),
             (">Q <T <D <C", "TDC", false),
             (">P >B >D >E >S <1 <2 <T <D <C <Z", "12TDCZ", true),
-            (">P >D <1 <t <n", "1tn", true), // flushed, not synced: see the release rule of the relay
+            (">P >D <1 <t <n", "1tn", false), // flushed, not synced
+            (">P <1 >S <Z", "1Z", true),
+            (">P <1 >Q <C <Z", "1CZ", true),
             (">P >B >E", "", false),
             (">S >S >S <Z <Z", "ZZ", false),
             (">E >S <D <s <Z", "DsZ", true),
