@@ -1,5 +1,24 @@
 //! One authenticated client until it leaves.
+//!
+//! ```text
+//!            request                   backend lent
+//!   Idle ──────────────► Borrowing ──────────────────► Borrowed ◄─┐ transaction open
+//!    ▲ ▲                     │ none free: error            │  └───┘
+//!    │ └─────────────────────┘                             │ ReadyForQuery(idle), nothing owed
+//!    └──────────────── released ◄──────────────────────────┤
+//!                                                          └──► Pinned (a reason to keep it) ──► Borrowed
+//!   any ──► Closing: the client left, broke the protocol, timed out, or was told to go
+//! ```
+//! An idle session holds no buffer: it waits for readability, not for bytes.
 
+mod farewell;
+pub mod params;
 pub mod pin;
+mod relay;
 pub mod replies;
+pub mod requests;
+pub mod roster;
+mod run;
 pub mod statement;
+
+pub use run::{CloseReason, Session, SessionStart};

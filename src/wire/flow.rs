@@ -90,6 +90,12 @@ impl Flow {
         self.ready = 0;
     }
 
+    /// Ends the flow: the bytes nobody has examined. What was ready is dropped.
+    pub fn into_unread(mut self) -> BytesMut {
+        self.buf.advance(self.ready);
+        self.buf
+    }
+
     /// Reads once; `Ready(0)` is the end of the stream. Must not be called without room.
     pub fn poll_fill<S: AsyncRead + Unpin>(
         &mut self,

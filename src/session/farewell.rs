@@ -1,0 +1,93 @@
+//! Brings a backend to rest after its client has left, or closes it: what the client had open is rolled back, its locks
+//! are free, nothing it set is left.
+
+use super::relay::{Relay, RelayEnd, Sides};
+use super::requests::Unnamed;
+use crate::backend::exchange::{ExchangeError, simple_query};
+use crate::backend::settings::Settings;
+use crate::cancel::{CancelHandle, Settled};
+use crate::pool::{DiscardReason, GiveBack, Lease};
+use crate::tls::Stream;
+use crate::wire::flow::Flow;
+use crate::wire::from_backend::TxStatus;
+use std::future::poll_fn;
+use std::time::Duration;
+
+/// How long a backend may take to come to rest before it is closed.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A backend whose client has left.
+pub(super) struct Farewell {
+    pub(super) lease: Lease,
+    pub(super) relay: Relay,
+    pub(super) up: Flow,
+    pub(super) stream: Stream,
+    pub(super) cancel: CancelHandle,
+    /// The client said goodbye: what it asked for last is carried out, as PostgreSQL would.
+    pub(super) polite: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Unsettled {
+    #[error("a message or a COPY was cut short")]
+    HalfSent,
+    #[error("the backend broke off: {0:?}")]
+    Relay(RelayEnd),
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+}
+
+impl Farewell {
+    /// Runs to the end: the backend is given back or closed.
+    pub(super) async fn run(mut self) {
+        let settled = tokio::time::timeout(DEADLINE, self.settle()).await;
+        let trusted = tokio::time::timeout(DEADLINE, self.cancel.take_back()).await;
+        let Self { mut lease, relay, up, .. } = self;
+        match settled {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "backend not settled after its client left");
+                return lease.discard(DiscardReason::ClientLeft);
+            }
+            Err(_) => return lease.discard(DiscardReason::ClientLeft),
+        }
+        if !matches!(trusted, Ok(Settled::Yes)) {
+            return lease.discard(DiscardReason::CancelInDoubt);
+        }
+        let at_rest = relay.is_at_rest(&up);
+        relay.finish(lease.conn());
+        match GiveBack::check(lease.conn(), at_rest) {
+            Some(proof) => lease.give_back(proof),
+            None => lease.discard(DiscardReason::NotClean),
+        }
+    }
+
+    async fn settle(&mut self) -> Result<(), Unsettled> {
+        if !self.relay.can_be_settled(&self.up) {
+            return Err(Unsettled::HalfSent);
+        }
+        if !self.polite && self.relay.owes_replies() {
+            self.cancel.cancel_own().await;
+        }
+        self.relay.end_batch(&mut self.up);
+        let mut unnamed = Unnamed::None;
+        let mut sides = Sides {
+            client: &mut self.stream,
+            conn: self.lease.conn(),
+            up: &mut self.up,
+            unnamed: &mut unnamed,
+        };
+        poll_fn(|cx| self.relay.poll_drain_replies(&mut sides, cx))
+            .await
+            .map_err(Unsettled::Relay)?;
+        let conn = sides.conn;
+        if conn.status != TxStatus::Idle {
+            simple_query(conn, "ROLLBACK", DEADLINE).await?;
+        }
+        if !self.relay.pins().is_empty() {
+            simple_query(conn, "DISCARD ALL", DEADLINE).await?;
+            conn.applied = Some(Settings::empty());
+        }
+        Ok(())
+    }
+}
