@@ -1,1 +1,167 @@
-//! (being laid)
+//! The composition root: a configuration becomes wired parts and running tasks. The only file that names every module.
+
+use crate::admin::http::{self, Readiness};
+use crate::backend::connect::Server;
+use crate::cancel::CancelRegistry;
+use crate::client::auth::ClientSecrets;
+use crate::client::limits::Limits;
+use crate::client::listener::{ListenError, Listener};
+use crate::client::serve::Front;
+use crate::config::Config;
+use crate::drain::{Drain, DrainWatch, Phase};
+use crate::metrics::Metrics;
+use crate::pool::TargetPools;
+use crate::secrets::{SecretStore, SecretsError};
+use crate::session::params::LoginParameters;
+use crate::session::roster::{Roster, Timeouts};
+use crate::signals::StopSignals;
+use crate::tls::TlsFilesError;
+use crate::tls::accept::Acceptor;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// After the deadline of the drain, or a second signal: how long the last goodbyes may take.
+const ABORT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Descriptors beside one a client and one a backend: listeners, files, cancels, spare.
+const DESCRIPTORS_SPARE: u64 = 200;
+
+/// Why the proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A secrets file that can't be used.
+    #[error("secrets.file: {0}")]
+    Secrets(#[from] SecretsError),
+    /// Certificates that can't be used.
+    #[error("{0}")]
+    Tls(#[from] TlsFilesError),
+    /// Neither the configuration nor the secrets say where the server is.
+    #[error("target.host: not set, and no secret names a host; set it, or add \"host\" to the secrets file")]
+    NoHost,
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The admin endpoint, or signals.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// The configuration is at fault (exit code 64), not the system.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, StartError::Secrets(_) | StartError::Tls(_) | StartError::NoHost)
+    }
+}
+
+/// Runs the proxy until it is told to stop.
+pub async fn run(config: Config) -> Result<(), StartError> {
+    let config = Arc::new(config);
+    raise_descriptor_limit(&config);
+    let system = |what: String| move |source| StartError::System { what, source };
+    let mut signals = StopSignals::listen().map_err(system("signals".into()))?;
+    let metrics = Metrics::new();
+    let drain = Drain::new();
+    let front = wire(&config, &metrics, &drain)?;
+    let listeners = Listener::open_all(&config.listen, |name| metrics.endpoint(name))?;
+    let (ready, readiness) = watch::channel(Readiness::Starting);
+    if let Some(address) = config.admin.address {
+        let what = format!("admin.address {address}");
+        let listener = TcpListener::bind(address).await.map_err(system(what))?;
+        tokio::spawn(http::serve(listener, metrics, readiness, std::future::pending()));
+    }
+    tokio::spawn(front.roster.clone().look_after(drain.watch()));
+    tokio::spawn(front.target.clone().look_after());
+    for listener in listeners {
+        tracing::info!(endpoint = listener.name(), "listening");
+        tokio::spawn(listener.run(front.clone()));
+    }
+    ready.send_replace(Readiness::Ready);
+    let signal = signals.next().await;
+    tracing::info!(signal, "stopping: transactions may finish; the same signal again ends them");
+    ready.send_replace(Readiness::Draining);
+    let target = front.target.clone();
+    drop(front);
+    stop(drain, &target, &mut signals, config.run.drain_timeout).await;
+    Ok(())
+}
+
+fn wire(
+    config: &Arc<Config>,
+    metrics: &Arc<Metrics>,
+    drain: &Drain,
+) -> Result<Arc<Front>, StartError> {
+    let secrets = Arc::new(SecretStore::load(&config.secrets.file)?);
+    let (host, port) = match &config.target.host {
+        Some(host) => (host.clone(), config.target.port),
+        None => secrets.server()?.ok_or(StartError::NoHost)?,
+    };
+    let server = Arc::new(Server::from_config(&config.target, &host, port)?);
+    let acceptor = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
+    let target =
+        TargetPools::new(config, server, secrets.clone(), metrics.clone(), drain.watch());
+    Ok(Arc::new(Front {
+        acceptor,
+        client_secrets: ClientSecrets::default(),
+        limits: Limits::new(config.limits.clone()),
+        target,
+        parameters: LoginParameters::default(),
+        cancels: Arc::new(CancelRegistry::default()),
+        roster: Roster::new(Timeouts {
+            idle: config.pool.idle_client_timeout,
+            in_transaction: config.pool.idle_in_transaction_timeout,
+            query: config.pool.query_timeout,
+        }),
+        metrics: metrics.clone(),
+        drain: drain.watch(),
+        secrets,
+        config: config.clone(),
+    }))
+}
+
+/// No new clients; sessions end as their transactions do; what is left at the deadline, or at a second signal, ends.
+async fn stop(
+    mut drain: Drain,
+    target: &Arc<TargetPools>,
+    signals: &mut StopSignals,
+    deadline: Duration,
+) {
+    let idle: DrainWatch = drain.watch();
+    drain.advance(Phase::Draining);
+    target.close_idle();
+    drop(idle);
+    let in_order = tokio::select! {
+        in_order = drain.wait(deadline) => in_order,
+        signal = signals.next() => {
+            tracing::warn!(signal, "stopping now");
+            false
+        }
+    };
+    if in_order {
+        tracing::info!("stopped: every session has ended");
+        return;
+    }
+    drain.advance(Phase::Aborting);
+    drain.wait(ABORT_DEADLINE).await;
+    tracing::warn!("stopped: sessions were ended before their transactions");
+}
+
+/// One descriptor a client, one a backend: as many as the system allows.
+fn raise_descriptor_limit(config: &Config) {
+    let needed = u64::from(config.limits.max_clients) + DESCRIPTORS_SPARE;
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) if limit < needed => tracing::warn!(
+            limit, needed,
+            "fewer open files allowed than limits.max_clients needs; raise the limit (ulimit -n)"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
+    }
+}

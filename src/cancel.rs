@@ -227,6 +227,17 @@ impl CancelHandle {
         Some(if in_doubt { Settled::InDoubt } else { Settled::Yes })
     }
 
+    /// Cancels what runs on this session's own backend. Returns when the server has been told.
+    pub async fn cancel_own(&self) -> CancelOutcome {
+        self.registry.cancel(self.client, &self.slot.secret).await
+    }
+
+    /// [`Self::cancel_own`] in a task of its own.
+    pub fn spawn_cancel(&self) {
+        let (registry, client, slot) = (self.registry.clone(), self.client, self.slot.clone());
+        tokio::spawn(async move { registry.cancel(client, &slot.secret).await });
+    }
+
     /// The session waits for a backend: a cancel now ends the waiting.
     pub fn start_waiting(&self) {
         let mut lent = lock(&self.slot.lent);

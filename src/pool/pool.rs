@@ -10,7 +10,7 @@ use super::target::TargetPools;
 use crate::backend::connect::ConnectError;
 use crate::error::{ClientFacing, Fault, SqlState};
 use crate::ids::{PoolKey, Role};
-use crate::metrics::PoolMetrics;
+use crate::metrics::{PinGuard, PoolMetrics, TransactionGuard};
 use deadpool::managed::{self, PoolError, QueueMode, Timeouts};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -127,6 +127,16 @@ impl Pool {
     /// Which pool this is.
     pub fn key(&self) -> &PoolKey {
         &self.key
+    }
+
+    /// Counts a transaction on one of its backends until dropped.
+    pub fn in_transaction(&self) -> TransactionGuard {
+        self.metrics.in_transaction()
+    }
+
+    /// Counts a pinned backend until dropped.
+    pub fn pinned(&self, reason: &'static str) -> PinGuard {
+        self.metrics.pinned(reason)
     }
 
     pub(super) fn metrics(&self) -> &PoolMetrics {

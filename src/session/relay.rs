@@ -171,7 +171,7 @@ impl Relay {
         self.replies.is_settled()
             && self.requests.at_boundary()
             && self.passing.is_none()
-            && up.ready_len() == 0
+            && !up.must_drain()
     }
 
     /// The client got an error last, and nothing after it.
@@ -190,7 +190,7 @@ impl Relay {
             };
             match down {
                 Err(end) => return Poll::Ready(end),
-                Ok(_) if self.quit && sides.up.ready_len() == 0 => {
+                Ok(_) if self.quit && !sides.up.must_drain() => {
                     return Poll::Ready(RelayEnd::ClientQuit);
                 }
                 Ok(true) => {}
@@ -219,7 +219,7 @@ impl Relay {
     fn pump_up(&mut self, sides: &mut Sides<'_>, cx: &mut Context<'_>) -> Scan<bool> {
         self.scan_up(sides)?;
         let mut moved = false;
-        if sides.up.ready_len() > 0 {
+        if sides.up.must_drain() {
             match sides.up.poll_drain(&mut sides.conn.stream, cx) {
                 Poll::Ready(Ok(())) => moved = true,
                 // The server has closed its end. Its last words may be there to read: the read finds the end.
@@ -346,7 +346,7 @@ impl Relay {
         if !self.down.unread().is_empty() {
             self.scan_down(sides)?;
         }
-        if self.down.ready_len() > 0 {
+        if self.down.must_drain() {
             match self.down.poll_drain(sides.client, cx) {
                 Poll::Ready(Ok(())) => moved = true,
                 Poll::Ready(Err(_)) => return Err(RelayEnd::ClientGone),
@@ -502,7 +502,7 @@ impl Relay {
             if self.replies.needs_fence() {
                 self.insert_query("", Expect::Fence, sides.up);
             }
-            if sides.up.ready_len() > 0
+            if sides.up.must_drain()
                 && let Poll::Ready(Err(_)) = sides.up.poll_drain(&mut sides.conn.stream, cx)
             {
                 return Poll::Ready(Err(RelayEnd::BackendGone));
@@ -530,7 +530,7 @@ impl Relay {
 
     /// Nothing the client began to send is half sent: the backend can be brought to rest.
     pub(super) fn can_be_settled(&self, up: &Flow) -> bool {
-        self.requests.at_boundary() && !self.replies.is_copying_in() && up.ready_len() == 0
+        self.requests.at_boundary() && !self.replies.is_copying_in() && !up.must_drain()
     }
 
     /// The backend owes replies.

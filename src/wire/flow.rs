@@ -24,12 +24,14 @@ const CAPACITY_BULK: usize = 64 * 1024;
 pub struct Flow {
     buf: BytesMut,
     ready: usize,
+    /// Written, but perhaps still held back by TLS.
+    unflushed: bool,
 }
 
 impl Flow {
     /// Starts with bytes already read and not yet examined.
     pub fn with_unread(buf: BytesMut) -> Self {
-        Self { buf, ready: 0 }
+        Self { buf, ready: 0, unflushed: false }
     }
 
     /// Nothing ready, nothing unread.
@@ -40,6 +42,11 @@ impl Flow {
     /// Bytes examined and waiting to be written.
     pub fn ready_len(&self) -> usize {
         self.ready
+    }
+
+    /// There is something to write, or TLS holds something back.
+    pub fn must_drain(&self) -> bool {
+        self.ready > 0 || self.unflushed
     }
 
     /// Bytes not yet examined.
@@ -128,7 +135,11 @@ impl Flow {
             }
             self.buf.advance(written);
             self.ready -= written;
+            self.unflushed = true;
         }
+        // Nothing for a plain socket; TLS may have kept what the kernel did not take.
+        ready!(Pin::new(stream).poll_flush(cx))?;
+        self.unflushed = false;
         Poll::Ready(Ok(()))
     }
 }

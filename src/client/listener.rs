@@ -1,0 +1,153 @@
+//! Accepts clients: one task a client, back-off when the system is out of descriptors, none after the drain began.
+
+use super::serve::{Front, Newcomer};
+use crate::config::Listen;
+use crate::drain::Phase;
+use crate::metrics::EndpointMetrics;
+use crate::tls::Socket;
+use socket2::{SockRef, TcpKeepalive};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+
+/// Clients the kernel holds before they are accepted: a surge must not be refused by it.
+const BACKLOG: u32 = 4096;
+
+/// After a failed accept: out of descriptors, usually; somebody must close one first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A place where clients connect.
+pub struct Listener {
+    socket: Listening,
+    name: Arc<str>,
+    metrics: EndpointMetrics,
+}
+
+enum Listening {
+    Tcp(TcpListener, Duration),
+    Unix(UnixListener, PathBuf),
+}
+
+/// A place where clients can't connect.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {place}: {source}")]
+pub struct ListenError {
+    place: String,
+    source: io::Error,
+}
+
+impl Listener {
+    /// Opens every listener of the configuration.
+    pub fn open_all(
+        config: &Listen,
+        metrics: impl Fn(&str) -> EndpointMetrics,
+    ) -> Result<Vec<Listener>, ListenError> {
+        let mut listeners = Vec::new();
+        for address in &config.addresses {
+            let place = address.to_string();
+            let fail = |source| ListenError { place: place.clone(), source };
+            let socket = tcp_listener(*address).map_err(fail)?;
+            listeners.push(Listener {
+                socket: Listening::Tcp(socket, config.keepalive),
+                metrics: metrics(&place),
+                name: place.into(),
+            });
+        }
+        if let Some(folder) = &config.unix_socket_dir {
+            let port = config.addresses.first().map_or(6432, |address| address.port());
+            let path = folder.join(format!(".s.PGSQL.{port}"));
+            let socket = unix_listener(&path, config.unix_socket_mode)
+                .map_err(|source| ListenError { place: path.display().to_string(), source })?;
+            listeners.push(Listener {
+                socket: Listening::Unix(socket, path),
+                metrics: metrics("unix"),
+                name: "unix".into(),
+            });
+        }
+        Ok(listeners)
+    }
+
+    /// What logs and metrics call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Accepts clients until the drain begins.
+    pub async fn run(self, front: Arc<Front>) {
+        let mut drain = front.drain.clone();
+        loop {
+            let accepted = tokio::select! {
+                () = drain.reached(Phase::Draining) => return,
+                accepted = self.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, address)) => {
+                    let newcomer = Newcomer {
+                        socket,
+                        address,
+                        endpoint: self.name.clone(),
+                        metrics: self.metrics.clone(),
+                    };
+                    tokio::spawn(front.clone().serve(newcomer));
+                }
+                Err(error) => {
+                    tracing::error!(endpoint = %self.name, %error, "accept failed; trying again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Cancel-safe.
+    async fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
+        match &self.socket {
+            Listening::Tcp(listener, keepalive) => {
+                let (socket, address) = listener.accept().await?;
+                // A client gone already is found out when it is read.
+                let _ = socket.set_nodelay(true);
+                if !keepalive.is_zero() {
+                    let keepalive = TcpKeepalive::new().with_time(*keepalive);
+                    let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
+                }
+                Ok((Socket::Tcp(socket), Some(address.ip())))
+            }
+            Listening::Unix(listener, _) => {
+                let (socket, _) = listener.accept().await?;
+                Ok((Socket::Unix(socket), None))
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Listening::Unix(_, path) = &self.socket {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn tcp_listener(address: std::net::SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// A socket file left behind by a process that is gone is replaced; one that answers is not.
+fn unix_listener(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
