@@ -1,1 +1,3 @@
-//! (being laid)
+//! SCRAM-SHA-256(-PLUS) towards clients and backends.
+
+pub mod client;

@@ -2,8 +2,17 @@
 //!
 //! rustls stays behind this folder. [`Stream`] is a socket (TCP or Unix), plain or wrapped in TLS.
 
+mod end_point;
+mod files;
+
+pub mod connect;
+
+pub use files::TlsFilesError;
+
+use rustls::crypto::CryptoProvider;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -24,6 +33,11 @@ pub enum Stream {
     Plain(Socket),
     /// Inside TLS (boxed: rustls keeps over a kilobyte of state).
     Tls(Box<tokio_rustls::TlsStream<Socket>>),
+}
+
+/// The cryptography behind all TLS: ring.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 impl Socket {

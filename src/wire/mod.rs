@@ -2,3 +2,5 @@
 
 pub mod flow;
 pub mod frame;
+pub mod from_backend;
+pub mod to_backend;

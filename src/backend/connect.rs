@@ -1,0 +1,308 @@
+//! Makes a database connection: TCP or Unix socket → TLS → startup → authentication → parameters, under one deadline.
+
+use super::auth::{authenticate, next_frame};
+use super::cancel::CancelTarget;
+use super::connection::{BackendConnection, HeldUntilGone, Parameters, close_stream};
+use super::exchange::{ExchangeError, simple_query, status};
+use super::settings::Settings;
+use crate::config;
+use crate::error::{ClientFacing, Fault, SqlState};
+use crate::ids::{BackendId, Database, Role, TargetName};
+use crate::redacted::Redacted;
+use crate::scram::client::ScramError;
+use crate::tls::connect::{Connector, UpgradeError};
+use crate::tls::{Socket, Stream, TlsFilesError};
+use crate::wire::frame::ReadError;
+use crate::wire::from_backend::{ServerError, TxStatus, backend_key_data, parameter_status};
+use crate::wire::to_backend;
+use bytes::BytesMut;
+use socket2::{SockRef, TcpKeepalive};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout_at};
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Host name or address, and port.
+    Tcp {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A Unix domain socket.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// The name a certificate must bear.
+    pub fn host(&self) -> &str {
+        match self {
+            Address::Tcp { host, .. } => host,
+            Address::Unix(_) => "localhost",
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A PostgreSQL server and how to reach it.
+#[derive(Debug)]
+pub struct Server {
+    /// What logs call it.
+    pub name: TargetName,
+    /// Where it listens.
+    pub address: Address,
+    /// How to encrypt.
+    pub connector: Connector,
+    /// TCP keepalive idle time; zero: none.
+    pub keepalive: Duration,
+    /// From the first packet to ReadyForQuery.
+    pub connect_timeout: Duration,
+    /// Numbers its backends.
+    backends: AtomicU64,
+}
+
+impl Server {
+    /// From the configuration; a host that begins with `/` is the folder of a Unix socket, as for libpq.
+    pub fn from_config(
+        config: &config::Target,
+        host: &str,
+        port: u16,
+    ) -> Result<Self, TlsFilesError> {
+        let address = if host.starts_with('/') {
+            Address::Unix(PathBuf::from(host).join(format!(".s.PGSQL.{port}")))
+        } else {
+            Address::Tcp { host: host.to_owned(), port }
+        };
+        Ok(Self {
+            name: TargetName::new(config.name.as_str()),
+            address,
+            connector: Connector::load(&config.tls)?,
+            keepalive: config.keepalive,
+            connect_timeout: config.connect_timeout,
+            backends: AtomicU64::new(0),
+        })
+    }
+}
+
+/// Who logs in, and what is run first.
+pub struct BackendLogin<'a> {
+    /// The database.
+    pub database: &'a Database,
+    /// The role.
+    pub role: &'a Role,
+    /// Its password.
+    pub password: &'a Redacted<String>,
+    /// SQL run once, before the backend is lent.
+    pub init_query: Option<&'a str>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The server can't be reached, or the connection broke during the login.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// `target.connect_timeout` has passed.
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    TimedOut(Duration),
+    /// No encryption.
+    #[error(transparent)]
+    Tls(#[from] UpgradeError),
+    /// It asks for what the proxy does not do.
+    #[error("the server asks for {0} authentication, which pgsluice does not support")]
+    AuthUnsupported(&'static str),
+    /// SCRAM failed on our side: the server could not prove that it knows the password.
+    #[error(transparent)]
+    Scram(ScramError),
+    /// The server refused the login.
+    #[error(transparent)]
+    Server(ServerError),
+    /// `pool.init_query` failed.
+    #[error("pool.init_query failed: {0}")]
+    InitQuery(ExchangeError),
+    /// It is not PostgreSQL, or broken.
+    #[error("the server sent {0}")]
+    Protocol(&'static str),
+    /// Any of these, with the server's name: what the log and the client see.
+    #[error("could not connect to target \"{target}\" ({address}): {source}")]
+    At {
+        /// The target.
+        target: TargetName,
+        /// Its address.
+        address: Address,
+        /// What went wrong.
+        source: Box<ConnectError>,
+    },
+}
+
+impl From<ReadError> for ConnectError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) => ConnectError::Io(error),
+            ReadError::Closed => ConnectError::Io(io::ErrorKind::UnexpectedEof.into()),
+            ReadError::BadLength(_) | ReadError::TooLong { .. } => {
+                ConnectError::Protocol("a message of impossible length")
+            }
+        }
+    }
+}
+
+impl ConnectError {
+    fn at(self, server: &Server) -> Self {
+        match self {
+            // The server's own words need no frame.
+            ConnectError::Server(_) => self,
+            other => ConnectError::At {
+                target: server.name.clone(),
+                address: server.address.clone(),
+                source: Box::new(other),
+            },
+        }
+    }
+}
+
+impl ClientFacing for ConnectError {
+    fn fault(&self) -> Fault {
+        match self {
+            ConnectError::InitQuery(_) => Fault::Configuration,
+            ConnectError::At { source, .. } => source.fault(),
+            _ => Fault::Backend,
+        }
+    }
+
+    fn sqlstate(&self) -> SqlState {
+        match self {
+            ConnectError::Server(error)
+            | ConnectError::InitQuery(ExchangeError::Server(error)) => error.code,
+            ConnectError::At { source, .. } => source.sqlstate(),
+            _ => SqlState::CONNECTION_FAILURE,
+        }
+    }
+
+    fn client_message(&self) -> String {
+        match self {
+            ConnectError::Server(error) => error.message.clone(),
+            other => format!("pgsluice {other}"),
+        }
+    }
+}
+
+/// Makes a connection and logs in. `held` is dropped only when the server's connection is gone: with the returned
+/// connection, or, if the login fails, when the socket has been closed by both sides.
+pub async fn connect(
+    server: &Arc<Server>,
+    login: &BackendLogin<'_>,
+    held: HeldUntilGone,
+) -> Result<BackendConnection, ConnectError> {
+    let deadline = Instant::now() + server.connect_timeout;
+    let late = || ConnectError::TimedOut(server.connect_timeout);
+    let opened = timeout_at(deadline, async {
+        let socket = open(server).await?;
+        Ok::<_, ConnectError>(server.connector.upgrade(socket, server.address.host()).await?)
+    });
+    let stream = match opened.await.unwrap_or_else(|_| Err(late())) {
+        Ok(stream) => stream,
+        // No session has begun: PostgreSQL counts a connection only from its startup packet on.
+        Err(error) => return Err(error.at(server)),
+    };
+    let mut half = HalfMade { stream, buf: BytesMut::new(), parameters: Parameters::default() };
+    let made = timeout_at(deadline, half.log_in(login)).await.unwrap_or_else(|_| Err(late()));
+    let (pid, secret) = match made {
+        Ok(key) => key,
+        Err(error) => {
+            tokio::spawn(close_stream(half.stream, held, false));
+            return Err(error.at(server));
+        }
+    };
+    let mut conn = BackendConnection {
+        id: BackendId(server.backends.fetch_add(1, Ordering::Relaxed)),
+        tls: half.stream.is_tls(),
+        stream: half.stream,
+        buf: half.buf,
+        key: CancelTarget { server: server.clone(), pid, secret },
+        parameters: half.parameters,
+        status: TxStatus::Idle,
+        applied: Some(Settings::empty()),
+        held,
+    };
+    if let Some(sql) = login.init_query {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Err(error) = simple_query(&mut conn, sql, left).await {
+            tokio::spawn(conn.close());
+            return Err(ConnectError::InitQuery(error).at(server));
+        }
+    }
+    Ok(conn)
+}
+
+/// A connection during its login.
+struct HalfMade {
+    stream: Stream,
+    buf: BytesMut,
+    parameters: Parameters,
+}
+
+impl HalfMade {
+    /// Returns the cancel key.
+    async fn log_in(&mut self, login: &BackendLogin<'_>) -> Result<(u32, Arc<[u8]>), ConnectError> {
+        let mut message = BytesMut::new();
+        to_backend::startup(&mut message, login.role.as_str(), login.database.as_str());
+        self.stream.write_all(&message).await?;
+        self.stream.flush().await?;
+        let Self { stream, buf, .. } = self;
+        authenticate(stream, buf, login.role.as_str(), login.password).await?;
+        let mut key = None;
+        loop {
+            let frame = next_frame(&mut self.stream, &mut self.buf).await?;
+            match frame.tag {
+                b'S' => {
+                    let (name, value) = parameter_status(&frame.body)
+                        .ok_or(ConnectError::Protocol("a malformed ParameterStatus"))?;
+                    self.parameters.set(name, value);
+                }
+                b'K' => {
+                    key = backend_key_data(&frame.body).map(|(pid, secret)| (pid, secret.into()));
+                }
+                b'Z' => {
+                    status(&frame).map_err(|_| ConnectError::Protocol("a malformed ReadyForQuery"))?;
+                    // Poolers in front of the server may send no key: then cancels find nobody.
+                    return Ok(key.unwrap_or((0, Arc::from([0; 4]))));
+                }
+                _ => return Err(ConnectError::Protocol("an unexpected message during login")),
+            }
+        }
+    }
+}
+
+/// Opens a socket to the server; tries every address its name has.
+pub(super) async fn open(server: &Server) -> io::Result<Socket> {
+    match &server.address {
+        Address::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
+        Address::Tcp { host, port } => {
+            let socket = TcpStream::connect((host.as_str(), *port)).await?;
+            socket.set_nodelay(true)?;
+            if !server.keepalive.is_zero() {
+                let keepalive = TcpKeepalive::new().with_time(server.keepalive);
+                SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+            }
+            Ok(Socket::Tcp(socket))
+        }
+    }
+}

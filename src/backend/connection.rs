@@ -1,0 +1,186 @@
+//! A database connection that has logged in. It exists only then: made by [`super::connect::connect`] alone.
+
+use super::cancel::{CancelTarget, send_cancel};
+use super::settings::Settings;
+use crate::ids::BackendId;
+use crate::tls::Stream;
+use crate::wire::frame::{HEADER_LEN, Header, take_frame};
+use crate::wire::from_backend::{ServerError, TxStatus, parameter_status};
+use crate::wire::to_backend;
+use bytes::BytesMut;
+use std::any::Any;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+/// How long a server may take to close its end. A process that rolls back a large transaction takes its time.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a cancel may take before a close.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The longest message that is read while a backend is idle.
+const NEWS_LEN_MAX: usize = 64 * 1024;
+
+/// The ParameterStatus values a server has reported: shared until one changes.
+#[derive(Clone, Debug, Default)]
+pub struct Parameters(Arc<Vec<(String, String)>>);
+
+impl PartialEq for Parameters {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl Parameters {
+    /// A value by its name as the server writes it.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(other, _)| *other == name).map(|(_, value)| value)
+    }
+
+    /// A value was reported.
+    pub fn set(&mut self, name: &str, value: &str) {
+        if self.get(name) == Some(value) {
+            return;
+        }
+        let all = Arc::make_mut(&mut self.0);
+        match all.iter_mut().find(|(other, _)| other == name) {
+            Some((_, known)) => value.clone_into(known),
+            None => all.push((name.to_owned(), value.to_owned())),
+        }
+    }
+
+    /// Names and values in the order first reported.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+/// Something that is dropped only when the server's connection is gone: the permit it counts against.
+pub type HeldUntilGone = Box<dyn Any + Send + Sync>;
+
+/// A database connection that has logged in.
+pub struct BackendConnection {
+    /// Its number in logs.
+    pub id: BackendId,
+    /// The connection.
+    pub stream: Stream,
+    /// Bytes read and not yet examined.
+    pub buf: BytesMut,
+    /// How to cancel what runs on it.
+    pub key: CancelTarget,
+    /// What the server has reported.
+    pub parameters: Parameters,
+    /// Where its session stands.
+    pub status: TxStatus,
+    /// Encrypted.
+    pub tls: bool,
+    /// What clients' settings it has; `None`: not known.
+    pub applied: Option<Settings>,
+    pub(super) held: HeldUntilGone,
+}
+
+impl fmt::Debug for BackendConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendConnection")
+            .field("id", &self.id)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BackendConnection {
+    /// Whether an idle backend can still be used. No system call unless something has arrived: then it is read, and
+    /// anything but a notice, a notification or a parameter's new value means that it is over.
+    pub fn is_alive(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            match self.read_news() {
+                News::None => {}
+                News::Harmless => continue,
+                News::Over => return false,
+            }
+            if self.stream.socket().poll_read_ready(&mut cx).is_pending() {
+                return true;
+            }
+            match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), &mut cx, &mut self.buf) {
+                Poll::Pending => return self.buf.is_empty(),
+                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(_) => return false,
+            }
+        }
+    }
+
+    /// Takes one message off what has been read.
+    fn read_news(&mut self) -> News {
+        let header = match Header::parse(&self.buf) {
+            Ok(Some(header)) => header,
+            Ok(None) => return News::None,
+            Err(_) => return News::Over,
+        };
+        if !matches!(header.tag, b'N' | b'A' | b'S' | b'E') {
+            return News::Over;
+        }
+        let Ok(frame) = take_frame(&mut self.buf, NEWS_LEN_MAX) else { return News::Over };
+        let Some(frame) = frame else { return News::None };
+        match frame.tag {
+            b'S' => {
+                if let Some((name, value)) = parameter_status(&frame.body) {
+                    self.parameters.set(name, value);
+                }
+                News::Harmless
+            }
+            b'E' => {
+                let words = ServerError::parse(&frame.body);
+                tracing::info!(backend = %self.id, %words, "the server closed an idle backend");
+                News::Over
+            }
+            _ => News::Harmless,
+        }
+    }
+
+    /// Says goodbye and waits until the server has closed its end, which it does after the connection has left
+    /// pg_stat_activity (its exit callbacks run before the process ends).
+    pub async fn close(self) {
+        let Self { stream, held, .. } = self;
+        close_stream(stream, held, true).await;
+    }
+
+    /// [`Self::close`] for a backend on which a statement may be running: it is cancelled first.
+    pub async fn cancel_and_close(self) {
+        if let Err(error) = send_cancel(&self.key, CANCEL_DEADLINE).await {
+            tracing::debug!(backend = %self.id, %error, "cancel before close failed");
+        }
+        self.close().await;
+    }
+}
+
+enum News {
+    None,
+    Harmless,
+    Over,
+}
+
+/// Closes a connection in order and only then lets go of what was held for it.
+pub(super) async fn close_stream(mut stream: Stream, held: HeldUntilGone, logged_in: bool) {
+    let closing = async {
+        if logged_in {
+            let mut goodbye = BytesMut::with_capacity(HEADER_LEN);
+            to_backend::terminate(&mut goodbye);
+            stream.write_all(&goodbye).await?;
+        }
+        stream.shutdown().await
+    };
+    // It may be closed already; the end is what counts.
+    let _ = timeout(CLOSE_DEADLINE, closing).await;
+    let mut rest = vec![0; 4096];
+    let reading = async { while matches!(stream.read(&mut rest).await, Ok(count) if count > 0) {} };
+    if timeout(CLOSE_DEADLINE, reading).await.is_err() {
+        tracing::warn!("a server did not close its end in {} s", CLOSE_DEADLINE.as_secs());
+    }
+    drop(held);
+}

@@ -1,0 +1,142 @@
+//! Run-time parameters a client asked for, and the SQL that gives them to a backend.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// Run-time parameters by lower-case name, sorted. Cheap to clone and, where shared, to compare.
+#[derive(Clone, Debug, Hash)]
+pub struct Settings(Arc<[(String, String)]>);
+
+impl PartialEq for Settings {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl Eq for Settings {}
+
+impl Settings {
+    /// None: what every fresh backend has.
+    pub fn empty() -> Self {
+        Self(Arc::default())
+    }
+
+    /// From names (in any case) and values; the last of a name counts, as in PostgreSQL's startup packet.
+    pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut all = std::collections::BTreeMap::new();
+        for (name, value) in pairs {
+            all.insert(name.to_ascii_lowercase(), value);
+        }
+        Self(all.into_iter().collect())
+    }
+
+    /// None.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        let index = self.0.binary_search_by(|(other, _)| other.as_str().cmp(name)).ok()?;
+        Some(&self.0[index].1)
+    }
+
+    /// The SQL that brings a backend from `applied` (`None`: not known) to these; `None` if it is there already.
+    ///
+    /// set_config takes a value as the startup packet does (SET would read `a,b` as one name), and NULL resets
+    /// (src/backend/utils/misc/guc.c, `set_config_by_name`).
+    pub fn replay_sql(&self, applied: Option<&Settings>) -> Option<String> {
+        if applied == Some(self) {
+            return None;
+        }
+        let mut calls = Vec::new();
+        for (name, value) in self.iter() {
+            if applied.and_then(|applied| applied.value(name)) != Some(value) {
+                calls.push(set_config(name, Some(value)));
+            }
+        }
+        for (name, _) in applied.iter().flat_map(|applied| applied.iter()) {
+            if self.value(name).is_none() {
+                calls.push(set_config(name, None));
+            }
+        }
+        let mut sql = String::from(if applied.is_none() { "RESET ALL;" } else { "" });
+        if !calls.is_empty() {
+            sql.push_str("SELECT ");
+            sql.push_str(&calls.join(","));
+        }
+        Some(sql)
+    }
+}
+
+fn set_config(name: &str, value: Option<&str>) -> String {
+    let value = value.map_or_else(|| "NULL".into(), literal);
+    format!("pg_catalog.set_config({},{value},false)", literal(name))
+}
+
+/// An `E''` literal in printable ASCII: the same in every client_encoding, whatever standard_conforming_strings is. The
+/// bytes are taken as the server's encoding, as those of a startup packet are.
+fn literal(text: &str) -> String {
+    let mut literal = String::from("E'");
+    for byte in text.bytes() {
+        match byte {
+            b'\'' | b'\\' => {
+                literal.push('\\');
+                literal.push(byte.into());
+            }
+            b' '..=b'~' => literal.push(byte.into()),
+            // Writing to a String does not fail.
+            _ => drop(write!(literal, "\\x{byte:02x}")),
+        }
+    }
+    literal.push('\'');
+    literal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> Settings {
+        Settings::from_pairs(pairs.iter().map(|(a, b)| ((*a).into(), (*b).into())))
+    }
+
+    #[test]
+    fn only_the_difference_is_replayed() {
+        let none = Settings::empty();
+        let utc = settings(&[("TimeZone", "UTC")]);
+        let both = settings(&[("timezone", "UTC"), ("a.b", "x")]);
+        assert_eq!(utc.replay_sql(Some(&utc.clone())), None);
+        assert_eq!(none.replay_sql(Some(&none)), None);
+        assert_eq!(
+            utc.replay_sql(Some(&none)).unwrap(),
+            "SELECT pg_catalog.set_config(E'timezone',E'UTC',false)"
+        );
+        assert_eq!(
+            utc.replay_sql(Some(&both)).unwrap(),
+            "SELECT pg_catalog.set_config(E'a.b',NULL,false)"
+        );
+        assert_eq!(none.replay_sql(None).unwrap(), "RESET ALL;");
+    }
+
+    #[test]
+    fn the_last_of_a_name_counts_whatever_its_case() {
+        assert_eq!(settings(&[("A", "1"), ("a", "2")]), settings(&[("a", "2")]));
+    }
+
+    #[test]
+    fn a_value_cannot_leave_its_literal() {
+        for (value, expected) in [
+            ("x', false); drop table t; --", r"E'x\', false); drop table t; --'"),
+            (r"\' or 1=1", r"E'\\\' or 1=1'"),
+            ("line\nbreak\0zero", r"E'line\x0abreak\x00zero'"),
+            ("ä", r"E'\xc3\xa4'"),
+        ] {
+            assert_eq!(literal(value), expected);
+        }
+    }
+}
