@@ -465,8 +465,9 @@ impl Watch {
             };
             let polled = relay.poll(&mut sides, cx);
             let status = sides.conn.status;
-            for _ in 0..relay.take_queries() {
-                session.metrics.query();
+            match relay.take_queries() {
+                0 => {}
+                count => session.metrics.queries(count),
             }
             let at_rest = relay.is_at_rest(&session.up);
             self.note_phase(at_rest, status, session, &pool);

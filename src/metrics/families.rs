@@ -1,0 +1,166 @@
+//! The metric families: names, help texts, labels.
+
+use prometheus::core::Collector;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+};
+
+/// Seconds: from a tenth of a millisecond, about what a local query takes, to a minute.
+const BUCKETS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 30.0, 60.0,
+];
+
+const POOL: &[&str] = &["target", "role", "database", "user"];
+const SESSION: &[&str] = &["endpoint", "database", "user"];
+
+pub(super) struct Families {
+    pub(super) client_connections: IntGaugeVec,
+    pub(super) received: IntCounterVec,
+    pub(super) setup: IntCounterVec,
+    pub(super) closed: IntCounterVec,
+    pub(super) waiting: IntGaugeVec,
+    pub(super) queries: IntCounterVec,
+    pub(super) query_seconds: HistogramVec,
+    pub(super) query_database_seconds: HistogramVec,
+    pub(super) database_connections: IntGaugeVec,
+    pub(super) borrowed: IntGaugeVec,
+    pub(super) in_transaction: IntGaugeVec,
+    pub(super) pinned: IntGaugeVec,
+    pub(super) requests: IntCounterVec,
+    pub(super) database_setup: IntCounterVec,
+    pub(super) borrow_seconds: HistogramVec,
+    pub(super) allowed: IntGaugeVec,
+    pub(super) up: IntGaugeVec,
+    pub(super) pins: IntCounterVec,
+    pub(super) unpins: IntCounterVec,
+    pub(super) replays: IntCounterVec,
+}
+
+/// Registers families. The names and labels are constants, so registering them can't fail.
+struct Registrar<'a>(&'a Registry);
+
+#[allow(clippy::expect_used)] // constants: a test renders them all
+impl Registrar<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, family: prometheus::Result<C>) -> C {
+        let family = family.expect("valid names");
+        self.0.register(Box::new(family.clone())).expect("distinct names");
+        family
+    }
+
+    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(format!("pgsluice_{name}"), help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(format!("pgsluice_{name}"), help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let opts = HistogramOpts::new(format!("pgsluice_{name}"), help).buckets(BUCKETS.to_vec());
+        self.add(HistogramVec::new(opts, labels))
+    }
+}
+
+impl Families {
+    pub(super) fn register(registry: &Registry) -> Self {
+        let r = Registrar(registry);
+        let build = r.gauge("build_info", "Always 1; the version is in the label.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let with = |labels: &[&'static str], more: &[&'static str]| [labels, more].concat();
+        Self {
+            client_connections: r.gauge(
+                "client_connections",
+                "Clients connected now (RDS Proxy: ClientConnections, ClientConnectionsTLS, ClientConnectionsNoTLS).",
+                &["endpoint", "tls"],
+            ),
+            received: r.counter(
+                "client_connections_received_total",
+                "Connections accepted (RDS Proxy: ClientConnectionsReceived).",
+                &["endpoint"],
+            ),
+            setup: r.counter(
+                "client_connections_setup_total",
+                "Logins by result (RDS Proxy: ClientConnectionsSetupSucceeded, ClientConnectionsSetupFailedAuth).",
+                &["endpoint", "result"],
+            ),
+            closed: r.counter(
+                "client_connections_closed_total",
+                "Sessions ended by reason (RDS Proxy: ClientConnectionsClosed).",
+                &["endpoint", "reason"],
+            ),
+            waiting: r.gauge(
+                "clients_waiting",
+                "Clients waiting for a database connection now.",
+                POOL,
+            ),
+            queries: r.counter(
+                "query_requests_total",
+                "Queries received (RDS Proxy: QueryRequests, QueryRequestsTLS, QueryRequestsNoTLS).",
+                &with(SESSION, &["tls"]),
+            ),
+            query_seconds: r.histogram(
+                "query_seconds",
+                "From a request's arrival to its last reply, waiting for a connection included (RDS Proxy: QueryResponseLatency).",
+                SESSION,
+            ),
+            query_database_seconds: r.histogram(
+                "query_database_seconds",
+                "From a request's departure to the database to its last reply (RDS Proxy: QueryDatabaseResponseLatency).",
+                SESSION,
+            ),
+            database_connections: r.gauge(
+                "database_connections",
+                "Database connections now, by state (RDS Proxy: DatabaseConnections, DatabaseConnectionsWithTLS).",
+                &with(POOL, &["state", "tls"]),
+            ),
+            borrowed: r.gauge(
+                "database_connections_borrowed",
+                "Lent to a client now (RDS Proxy: DatabaseConnectionsCurrentlyBorrowed).",
+                POOL,
+            ),
+            in_transaction: r.gauge(
+                "database_connections_in_transaction",
+                "Inside a transaction block now (RDS Proxy: DatabaseConnectionsCurrentlyInTransaction).",
+                POOL,
+            ),
+            pinned: r.gauge(
+                "database_connections_session_pinned",
+                "Kept by a session now, by reason (RDS Proxy: DatabaseConnectionsCurrentlySessionPinned).",
+                &with(POOL, &["reason"]),
+            ),
+            requests: r.counter(
+                "database_connection_requests_total",
+                "Borrows asked for (RDS Proxy: DatabaseConnectionRequests).",
+                POOL,
+            ),
+            database_setup: r.counter(
+                "database_connection_setup_total",
+                "Database logins by result (RDS Proxy: DatabaseConnectionsSetupSucceeded, DatabaseConnectionsSetupFailed).",
+                &with(POOL, &["result"]),
+            ),
+            borrow_seconds: r.histogram(
+                "database_connection_borrow_seconds",
+                "How long clients waited for a database connection (RDS Proxy: DatabaseConnectionsBorrowLatency).",
+                POOL,
+            ),
+            allowed: r.gauge(
+                "database_connections_allowed",
+                "The most database connections to a target; 0 until the server has told its max_connections (RDS Proxy: MaxDatabaseConnectionsAllowed).",
+                &["target", "role"],
+            ),
+            up: r.gauge(
+                "target_up",
+                "1 if the last connection to the target succeeded (RDS Proxy: AvailabilityPercentage).",
+                &["target", "role"],
+            ),
+            pins: r.counter("pins_total", "Sessions pinned, by reason.", &["reason"]),
+            unpins: r.counter("unpins_total", "Pins ended, by reason.", &["reason"]),
+            replays: r.counter(
+                "state_replays_total",
+                "Times a session's settings were given to another database connection.",
+                SESSION,
+            ),
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Handles with their labels resolved, and guards that count something for as long as it lives.
+
+use super::families::Families;
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What every target is, until there are read-only endpoints.
+const ROLE: &str = "read_write";
+
+fn yes_no(tls: bool) -> &'static str {
+    if tls { "yes" } else { "no" }
+}
+
+/// How a login ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetupResult {
+    /// The client is in.
+    Succeeded,
+    /// Wrong password, unknown role.
+    FailedAuth,
+    /// Not the protocol, or broken off.
+    FailedProtocol,
+    /// A limit of clients.
+    FailedLimit,
+    /// It took longer than `login_timeout`.
+    FailedTimeout,
+    /// The database refused, or no connection was free.
+    FailedBackend,
+    /// The proxy is stopping.
+    FailedDraining,
+}
+
+impl SetupResult {
+    const ALL: [SetupResult; 7] = [
+        SetupResult::Succeeded,
+        SetupResult::FailedAuth,
+        SetupResult::FailedProtocol,
+        SetupResult::FailedLimit,
+        SetupResult::FailedTimeout,
+        SetupResult::FailedBackend,
+        SetupResult::FailedDraining,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            SetupResult::Succeeded => "succeeded",
+            SetupResult::FailedAuth => "failed_auth",
+            SetupResult::FailedProtocol => "failed_protocol",
+            SetupResult::FailedLimit => "failed_limit",
+            SetupResult::FailedTimeout => "failed_timeout",
+            SetupResult::FailedBackend => "failed_backend",
+            SetupResult::FailedDraining => "failed_draining",
+        }
+    }
+}
+
+/// A listener's metrics.
+#[derive(Clone)]
+pub struct EndpointMetrics {
+    name: Arc<str>,
+    received: IntCounter,
+    setup: IntCounterVec,
+    closed: IntCounterVec,
+    plain: IntGauge,
+    encrypted: IntGauge,
+}
+
+impl EndpointMetrics {
+    pub(super) fn new(families: &Families, name: &str) -> Self {
+        for result in SetupResult::ALL {
+            families.setup.with_label_values(&[name, result.label()]);
+        }
+        let clients = |tls| families.client_connections.with_label_values(&[name, yes_no(tls)]);
+        Self {
+            name: name.into(),
+            received: families.received.with_label_values(&[name]),
+            setup: families.setup.clone(),
+            closed: families.closed.clone(),
+            plain: clients(false),
+            encrypted: clients(true),
+        }
+    }
+
+    /// A connection was accepted.
+    pub fn received(&self) {
+        self.received.inc();
+    }
+
+    /// A login has ended.
+    pub fn setup(&self, result: SetupResult) {
+        self.setup.with_label_values(&[&*self.name, result.label()]).inc();
+    }
+
+    /// A session has ended.
+    pub fn closed(&self, reason: &'static str) {
+        self.closed.with_label_values(&[&*self.name, reason]).inc();
+    }
+
+    /// A client is connected, until the guard is dropped.
+    pub fn connected(&self, tls: bool) -> ClientGauge {
+        ClientGauge(Counted::new(if tls { &self.encrypted } else { &self.plain }))
+    }
+}
+
+/// Adds one to a gauge while it lives.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// A connected client.
+pub struct ClientGauge(#[allow(dead_code)] Counted);
+
+/// A client that waits for a backend.
+pub struct WaitingGuard(#[allow(dead_code)] Counted);
+
+/// A backend inside a transaction block.
+pub struct TransactionGuard(#[allow(dead_code)] Counted);
+
+/// A pinned backend.
+pub struct PinGuard {
+    _pinned: Counted,
+    unpins: IntCounter,
+}
+
+impl Drop for PinGuard {
+    fn drop(&mut self) {
+        self.unpins.inc();
+    }
+}
+
+/// What sessions with the same labels share.
+pub struct SessionMetrics {
+    queries: IntCounter,
+    query_seconds: Histogram,
+    query_database_seconds: Histogram,
+    replays: IntCounter,
+}
+
+impl SessionMetrics {
+    pub(super) fn new(families: &Families, endpoint: &str, pair: [&str; 2], tls: bool) -> Self {
+        let labels = [endpoint, pair[0], pair[1]];
+        let with_tls = [endpoint, pair[0], pair[1], yes_no(tls)];
+        Self {
+            queries: families.queries.with_label_values(&with_tls),
+            query_seconds: families.query_seconds.with_label_values(&labels),
+            query_database_seconds: families.query_database_seconds.with_label_values(&labels),
+            replays: families.replays.with_label_values(&labels),
+        }
+    }
+
+    /// Queries were sent to the database.
+    pub fn queries(&self, count: u32) {
+        self.queries.inc_by(count.into());
+    }
+
+    /// From a request's arrival to its last reply.
+    pub fn query_took(&self, time: Duration) {
+        self.query_seconds.observe(time.as_secs_f64());
+    }
+
+    /// From a request's departure to its last reply.
+    pub fn database_took(&self, time: Duration) {
+        self.query_database_seconds.observe(time.as_secs_f64());
+    }
+
+    /// The session's settings were given to another backend.
+    pub fn replayed(&self) {
+        self.replays.inc();
+    }
+}
+
+/// What a backend is doing, as the metrics tell it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BackendState {
+    /// Being made.
+    Connecting,
+    /// In its pool.
+    Idle,
+    /// Lent.
+    Borrowed,
+    /// Being closed.
+    Closing,
+}
+
+impl BackendState {
+    const ALL: [BackendState; 4] =
+        [BackendState::Connecting, BackendState::Idle, BackendState::Borrowed, BackendState::Closing];
+
+    fn label(self) -> &'static str {
+        match self {
+            BackendState::Connecting => "connecting",
+            BackendState::Idle => "idle",
+            BackendState::Borrowed => "borrowed",
+            BackendState::Closing => "closing",
+        }
+    }
+}
+
+/// A pool's metrics.
+pub struct PoolMetrics {
+    labels: [String; 4],
+    requests: IntCounter,
+    borrow_seconds: Histogram,
+    waiting: IntGauge,
+    borrowed: IntGauge,
+    in_transaction: IntGauge,
+    succeeded: IntCounter,
+    failed: IntCounter,
+    /// By state, plain then encrypted.
+    states: Arc<[[IntGauge; 2]; 4]>,
+    pinned: IntGaugeVec,
+    pins: IntCounterVec,
+    unpins: IntCounterVec,
+    pin_handles: Mutex<HashMap<&'static str, (IntGauge, IntCounter, IntCounter)>>,
+    up: IntGauge,
+}
+
+impl PoolMetrics {
+    pub(super) fn new(families: &Families, target: &str, database: &str, user: &str) -> Self {
+        let labels = [target, ROLE, database, user];
+        let with = |more: &str| [target, ROLE, database, user, more].map(str::to_owned);
+        let gauge = |state: BackendState, tls| {
+            families.database_connections.with_label_values(&[
+                target,
+                ROLE,
+                database,
+                user,
+                state.label(),
+                yes_no(tls),
+            ])
+        };
+        let states = BackendState::ALL.map(|state| [gauge(state, false), gauge(state, true)]);
+        Self {
+            labels: labels.map(str::to_owned),
+            requests: families.requests.with_label_values(&labels),
+            borrow_seconds: families.borrow_seconds.with_label_values(&labels),
+            waiting: families.waiting.with_label_values(&labels),
+            borrowed: families.borrowed.with_label_values(&labels),
+            in_transaction: families.in_transaction.with_label_values(&labels),
+            succeeded: families.database_setup.with_label_values(&with("succeeded")),
+            failed: families.database_setup.with_label_values(&with("failed")),
+            states: Arc::new(states),
+            pinned: families.pinned.clone(),
+            pins: families.pins.clone(),
+            unpins: families.unpins.clone(),
+            pin_handles: Mutex::default(),
+            up: families.up.with_label_values(&[target, ROLE]),
+        }
+    }
+
+    /// A borrow was asked for.
+    pub fn requested(&self) {
+        self.requests.inc();
+    }
+
+    /// A borrow was answered.
+    pub fn borrow_waited(&self, time: Duration) {
+        self.borrow_seconds.observe(time.as_secs_f64());
+    }
+
+    /// A client waits, until the guard is dropped.
+    pub fn waiting(&self) -> WaitingGuard {
+        WaitingGuard(Counted::new(&self.waiting))
+    }
+
+    /// A backend was lent (1) or came back (-1).
+    pub fn borrowed(&self, by: i64) {
+        self.borrowed.add(by);
+    }
+
+    /// A backend is inside a transaction, until the guard is dropped.
+    pub fn in_transaction(&self) -> TransactionGuard {
+        TransactionGuard(Counted::new(&self.in_transaction))
+    }
+
+    /// A database login has ended.
+    pub fn setup(&self, succeeded: bool) {
+        if succeeded { self.succeeded.inc() } else { self.failed.inc() }
+        self.up.set(succeeded.into());
+    }
+
+    /// A backend is being made; counted until the gauge is dropped.
+    pub fn connection(&self) -> BackendGauge {
+        let gauge = BackendGauge {
+            states: self.states.clone(),
+            state: BackendState::Connecting,
+            tls: false,
+        };
+        gauge.current().inc();
+        gauge
+    }
+
+    /// A backend is pinned for a reason, until the guard is dropped.
+    pub fn pinned(&self, reason: &'static str) -> PinGuard {
+        let mut handles = self.pin_handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let (gauge, pins, unpins) = handles.entry(reason).or_insert_with(|| {
+            let [target, role, database, user] = &self.labels;
+            let labels = [target.as_str(), role, database, user, reason];
+            (
+                self.pinned.with_label_values(&labels),
+                self.pins.with_label_values(&[reason]),
+                self.unpins.with_label_values(&[reason]),
+            )
+        });
+        pins.inc();
+        PinGuard { _pinned: Counted::new(gauge), unpins: unpins.clone() }
+    }
+}
+
+/// One backend in `database_connections`.
+pub struct BackendGauge {
+    states: Arc<[[IntGauge; 2]; 4]>,
+    state: BackendState,
+    tls: bool,
+}
+
+impl BackendGauge {
+    fn current(&self) -> &IntGauge {
+        &self.states[self.state as usize][usize::from(self.tls)]
+    }
+
+    /// It does something else now.
+    pub fn set_state(&mut self, state: BackendState) {
+        if state != self.state {
+            self.current().dec();
+            self.state = state;
+            self.current().inc();
+        }
+    }
+
+    /// It is encrypted, or not.
+    pub fn set_tls(&mut self, tls: bool) {
+        self.current().dec();
+        self.tls = tls;
+        self.current().inc();
+    }
+}
+
+impl Drop for BackendGauge {
+    fn drop(&mut self) {
+        self.current().dec();
+    }
+}
+
+/// A target's metrics.
+#[derive(Clone)]
+pub struct TargetMetrics {
+    allowed: IntGauge,
+}
+
+impl TargetMetrics {
+    pub(super) fn new(families: &Families, name: &str) -> Self {
+        families.up.with_label_values(&[name, ROLE]);
+        Self { allowed: families.allowed.with_label_values(&[name, ROLE]) }
+    }
+
+    /// The most backends to it; zero: not known yet.
+    pub fn set_allowed(&self, allowed: usize) {
+        self.allowed.set(i64::try_from(allowed).unwrap_or(i64::MAX));
+    }
+}
