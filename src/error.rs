@@ -64,7 +64,9 @@ impl SqlState {
     /// Reads a SQLSTATE; `None` unless it is five ASCII letters or digits.
     pub fn parse(code: &[u8]) -> Option<Self> {
         let code: [u8; 5] = code.try_into().ok()?;
-        code.iter().all(u8::is_ascii_alphanumeric).then_some(Self(code))
+        code.iter()
+            .all(u8::is_ascii_alphanumeric)
+            .then_some(Self(code))
     }
 
     /// The five characters.

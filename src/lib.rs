@@ -10,11 +10,12 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod logging;
 
-pub mod client;
-pub mod session;
-pub mod pool;
 pub mod backend;
+pub mod client;
+pub mod pool;
+pub mod session;
 pub mod wire;
 
 pub mod admin;

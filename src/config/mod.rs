@@ -1,8 +1,17 @@
 //! What the operator's configuration means: validated, defaults filled in. Every other module reads this type;
 //! only `config/` knows how it was written (TOML, environment).
 
+mod env;
+mod faults;
+mod file;
+mod validate;
+mod values;
+
+pub use env::process as process_environment;
+pub use faults::{ConfigFault, ConfigFaults};
+
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The whole configuration.
@@ -230,6 +239,28 @@ pub struct Run {
     pub worker_threads: usize,
     /// How long transactions may take to finish after SIGTERM.
     pub drain_timeout: Duration,
+}
+
+/// Reads file and environment; on failure every fault of both. [`process_environment`] is what `main` passes.
+pub fn load(
+    path: &Path,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigFaults> {
+    let (config, faults) = inspect(path, environment)?;
+    ConfigFaults::new(faults).map_or(Ok(config), Err)
+}
+
+/// As [`load`], for who looks for more faults: with faults, the configuration has defaults in their places and is
+/// good for nothing else. An error if the file could not be read at all.
+pub fn inspect(
+    path: &Path,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<(Config, Vec<ConfigFault>), ConfigFaults> {
+    let table = file::read(path)?;
+    let (overrides, misnamed) = env::collect(environment);
+    let context = file::Context::new(path, misnamed);
+    let config = validate::config(file::Document::new(&context, table, overrides));
+    Ok((config, context.into_faults()))
 }
 
 /// What holds for one pool: the defaults with the first matching rule applied.
