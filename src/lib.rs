@@ -11,10 +11,10 @@
 
 pub mod cli;
 
-pub mod client;
-pub mod session;
-pub mod pool;
 pub mod backend;
+pub mod client;
+pub mod pool;
+pub mod session;
 pub mod wire;
 
 pub mod admin;

@@ -1,3 +1,8 @@
 //! The PostgreSQL v3 protocol as data: no policy, no pool, no session.
 
+pub mod encode;
+pub mod error_response;
 pub mod frame;
+pub mod password;
+pub mod startup;
+pub mod startup_options;
