@@ -42,12 +42,16 @@ impl SqlState {
     pub const PROTOCOL_VIOLATION: Self = Self(*b"08P01");
     /// 0A000 feature_not_supported
     pub const FEATURE_NOT_SUPPORTED: Self = Self(*b"0A000");
+    /// 22023 invalid_parameter_value
+    pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
     /// 25P03 idle_in_transaction_session_timeout
     pub const IDLE_IN_TRANSACTION_TIMEOUT: Self = Self(*b"25P03");
     /// 28000 invalid_authorization_specification
     pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
     /// 28P01 invalid_password
     pub const INVALID_PASSWORD: Self = Self(*b"28P01");
+    /// 42601 syntax_error
+    pub const SYNTAX_ERROR: Self = Self(*b"42601");
     /// 53300 too_many_connections
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
     /// 57014 query_canceled

@@ -40,7 +40,10 @@ impl Header {
         if !(4..=FRAME_LEN_MAX).contains(&len) {
             return Err(BadLength { tag, len });
         }
-        Ok(Some(Header { tag, body_len: len as usize - 4 }))
+        Ok(Some(Header {
+            tag,
+            body_len: len as usize - 4,
+        }))
     }
 
     /// Header and body together.
@@ -107,13 +110,20 @@ pub fn take_frame(buf: &mut BytesMut, body_max: usize) -> Result<Option<Frame>, 
         return Ok(None);
     };
     if header.body_len > body_max {
-        return Err(ReadError::TooLong { tag: header.tag, len: header.body_len, max: body_max });
+        return Err(ReadError::TooLong {
+            tag: header.tag,
+            len: header.body_len,
+            max: body_max,
+        });
     }
     if buf.len() < header.frame_len() {
         return Ok(None);
     }
     buf.advance(HEADER_LEN);
-    Ok(Some(Frame { tag: header.tag, body: buf.split_to(header.body_len).freeze() }))
+    Ok(Some(Frame {
+        tag: header.tag,
+        body: buf.split_to(header.body_len).freeze(),
+    }))
 }
 
 #[cfg(test)]
@@ -125,11 +135,35 @@ mod tests {
         let cases: &[(&[u8], Result<Option<Header>, BadLength>)] = &[
             (b"", Ok(None)),
             (b"Z\0\0\0", Ok(None)),
-            (b"Z\0\0\0\x05I", Ok(Some(Header { tag: b'Z', body_len: 1 }))),
-            (b"S\0\0\0\x04", Ok(Some(Header { tag: b'S', body_len: 0 }))),
+            (
+                b"Z\0\0\0\x05I",
+                Ok(Some(Header {
+                    tag: b'Z',
+                    body_len: 1,
+                })),
+            ),
+            (
+                b"S\0\0\0\x04",
+                Ok(Some(Header {
+                    tag: b'S',
+                    body_len: 0,
+                })),
+            ),
             (b"Q\0\0\0\x03", Err(BadLength { tag: b'Q', len: 3 })),
-            (b"Q\xff\xff\xff\xff", Err(BadLength { tag: b'Q', len: u32::MAX })),
-            (b"Q\x40\0\0\0", Err(BadLength { tag: b'Q', len: 0x4000_0000 })),
+            (
+                b"Q\xff\xff\xff\xff",
+                Err(BadLength {
+                    tag: b'Q',
+                    len: u32::MAX,
+                }),
+            ),
+            (
+                b"Q\x40\0\0\0",
+                Err(BadLength {
+                    tag: b'Q',
+                    len: 0x4000_0000,
+                }),
+            ),
         ];
         for (bytes, expected) in cases {
             assert_eq!(&Header::parse(bytes), expected, "{bytes:?}");
@@ -155,7 +189,10 @@ mod tests {
     async fn a_frame_longer_than_allowed_is_refused_before_it_is_buffered() {
         let mut buf = BytesMut::new();
         let result = read_frame(&mut &b"p\0\x10\0\0xx"[..], &mut buf, 1000).await;
-        assert!(matches!(result, Err(ReadError::TooLong { len: 1_048_572, .. })));
+        assert!(matches!(
+            result,
+            Err(ReadError::TooLong { len: 1_048_572, .. })
+        ));
         assert!(buf.capacity() < 10_000);
     }
 }
