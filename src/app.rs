@@ -3,12 +3,12 @@
 use crate::admin::http::{self, Readiness};
 use crate::backend::connect::Server;
 use crate::cancel::CancelRegistry;
-use crate::client::auth::ClientSecrets;
+use crate::client::credentials::ClientSecrets;
 use crate::client::limits::Limits;
 use crate::client::listener::{ListenError, Listener};
 use crate::client::serve::Front;
 use crate::config::Config;
-use crate::drain::{Drain, DrainWatch, Phase};
+use crate::drain::{Drain, Phase};
 use crate::metrics::Metrics;
 use crate::pool::TargetPools;
 use crate::secrets::{SecretStore, SecretsError};
@@ -16,7 +16,7 @@ use crate::session::params::LoginParameters;
 use crate::session::roster::{Roster, Timeouts};
 use crate::signals::StopSignals;
 use crate::tls::TlsFilesError;
-use crate::tls::accept::Acceptor;
+use crate::tls::accept::{self, Acceptor};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,9 @@ pub enum StartError {
     /// Certificates that can't be used.
     #[error("{0}")]
     Tls(#[from] TlsFilesError),
+    /// Certificates for clients that can't be used.
+    #[error("listen: {0}")]
+    ListenTls(#[from] accept::TlsFilesError),
     /// Neither the configuration nor the secrets say where the server is.
     #[error("target.host: not set, and no secret names a host; set it, or add \"host\" to the secrets file")]
     NoHost,
@@ -57,27 +60,30 @@ pub enum StartError {
 impl StartError {
     /// The configuration is at fault (exit code 64), not the system.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, StartError::Secrets(_) | StartError::Tls(_) | StartError::NoHost)
+        matches!(self, StartError::Secrets(_)
+                | StartError::Tls(_)
+                | StartError::ListenTls(_)
+                | StartError::NoHost)
     }
 }
 
 /// Runs the proxy until it is told to stop.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(config: Config, secrets: SecretStore) -> Result<(), StartError> {
     let config = Arc::new(config);
     raise_descriptor_limit(&config);
     let system = |what: String| move |source| StartError::System { what, source };
     let mut signals = StopSignals::listen().map_err(system("signals".into()))?;
     let metrics = Metrics::new();
     let drain = Drain::new();
-    let front = wire(&config, &metrics, &drain)?;
+    let front = wire(&config, Arc::new(secrets), &metrics, &drain)?;
     let listeners = Listener::open_all(&config.listen, |name| metrics.endpoint(name))?;
     let (ready, readiness) = watch::channel(Readiness::Starting);
     if let Some(address) = config.admin.address {
         let what = format!("admin.address {address}");
         let listener = TcpListener::bind(address).await.map_err(system(what))?;
-        tokio::spawn(http::serve(listener, metrics, readiness, std::future::pending()));
+        tokio::spawn(http::serve(listener, metrics, readiness));
     }
-    tokio::spawn(front.roster.clone().look_after(drain.watch()));
+    tokio::spawn(front.roster.clone().look_after(drain.observer()));
     tokio::spawn(front.target.clone().look_after());
     for listener in listeners {
         tracing::info!(endpoint = listener.name(), "listening");
@@ -95,10 +101,10 @@ pub async fn run(config: Config) -> Result<(), StartError> {
 
 fn wire(
     config: &Arc<Config>,
+    secrets: Arc<SecretStore>,
     metrics: &Arc<Metrics>,
     drain: &Drain,
 ) -> Result<Arc<Front>, StartError> {
-    let secrets = Arc::new(SecretStore::load(&config.secrets.file)?);
     let (host, port) = match &config.target.host {
         Some(host) => (host.clone(), config.target.port),
         None => secrets.server()?.ok_or(StartError::NoHost)?,
@@ -106,7 +112,7 @@ fn wire(
     let server = Arc::new(Server::from_config(&config.target, &host, port)?);
     let acceptor = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
     let target =
-        TargetPools::new(config, server, secrets.clone(), metrics.clone(), drain.watch());
+        TargetPools::new(config, server, secrets.clone(), metrics.clone(), drain.observer());
     Ok(Arc::new(Front {
         acceptor,
         client_secrets: ClientSecrets::default(),
@@ -120,7 +126,7 @@ fn wire(
             query: config.pool.query_timeout,
         }),
         metrics: metrics.clone(),
-        drain: drain.watch(),
+        drain: drain.observer(),
         secrets,
         config: config.clone(),
     }))
@@ -133,10 +139,8 @@ async fn stop(
     signals: &mut StopSignals,
     deadline: Duration,
 ) {
-    let idle: DrainWatch = drain.watch();
     drain.advance(Phase::Draining);
     target.close_idle();
-    drop(idle);
     let in_order = tokio::select! {
         in_order = drain.wait(deadline) => in_order,
         signal = signals.next() => {

@@ -28,7 +28,14 @@ pub struct Drain {
 #[derive(Clone)]
 pub struct DrainWatch {
     phase: watch::Receiver<Phase>,
-    _held: mpsc::Sender<()>,
+    held: mpsc::Sender<()>,
+}
+
+/// Sees what a [`DrainWatch`] sees without being waited for; makes watches while anybody else still holds one.
+#[derive(Clone)]
+pub struct DrainObserver {
+    phase: watch::Receiver<Phase>,
+    held: mpsc::WeakSender<()>,
 }
 
 impl Default for Drain {
@@ -46,7 +53,12 @@ impl Drain {
 
     /// A watch for a task.
     pub fn watch(&self) -> DrainWatch {
-        DrainWatch { phase: self.phase.subscribe(), _held: self.template.clone() }
+        DrainWatch { phase: self.phase.subscribe(), held: self.template.clone() }
+    }
+
+    /// An observer for what lives as long as the process.
+    pub fn observer(&self) -> DrainObserver {
+        self.watch().observer()
     }
 
     /// Moves on; never back.
@@ -77,6 +89,31 @@ impl DrainWatch {
     pub async fn reached(&mut self, phase: Phase) {
         // An error means the Drain is gone: the process is ending.
         let _ = self.phase.wait_for(|now| *now >= phase).await;
+    }
+}
+
+impl DrainWatch {
+    /// An observer of the same drain.
+    pub fn observer(&self) -> DrainObserver {
+        DrainObserver { phase: self.phase.clone(), held: self.held.downgrade() }
+    }
+}
+
+impl DrainObserver {
+    /// How far the stopping has come.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Waits until the stopping has come to `phase`. Cancel-safe.
+    pub async fn reached(&mut self, phase: Phase) {
+        let _ = self.phase.wait_for(|now| *now >= phase).await;
+    }
+
+    /// A watch for a task that must have ended before the process; `None` when the drain is already over.
+    pub fn watch(&self) -> Option<DrainWatch> {
+        let held = self.held.upgrade()?;
+        Some(DrainWatch { phase: self.phase.clone(), held })
     }
 }
 

@@ -19,7 +19,7 @@ pub mod session;
 pub mod wire;
 
 pub mod admin;
-// pub mod cancel;
+pub mod cancel;
 pub mod config;
 pub mod drain;
 pub mod metrics;

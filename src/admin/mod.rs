@@ -1,1 +1,3 @@
-//! (being laid)
+//! The operator's window.
+
+pub mod http;

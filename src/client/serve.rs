@@ -1,14 +1,15 @@
 //! A client from its first byte to its last, in one page: handshake → auth → admission → welcome → session | cancel.
 
-use super::auth::{AuthError, ClientSecrets, Login, authenticate};
+use super::auth::{AuthError, Login, authenticate};
+use super::credentials::ClientSecrets;
 use super::handshake::{Greeting, HandshakeError, greet};
 use super::limits::{Admission, LimitReached, Limits};
 use super::welcome::welcome;
 use crate::backend::settings::Settings;
 use crate::cancel::CancelRegistry;
 use crate::config::Config;
-use crate::drain::{DrainWatch, Phase};
-use crate::error::{ClientFacing, Fault, SqlState};
+use crate::drain::{DrainObserver, Phase};
+use crate::error::{ClientFacing, SqlState};
 use crate::ids::ClientId;
 use crate::metrics::{ClientGauge, EndpointMetrics, Metrics, SetupResult};
 use crate::pool::TargetPools;
@@ -53,7 +54,7 @@ pub struct Front {
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Stopping.
-    pub drain: DrainWatch,
+    pub drain: DrainObserver,
 }
 
 /// A connection just accepted.
@@ -72,7 +73,7 @@ pub struct Newcomer {
 struct Admitted {
     stream: Stream,
     buf: BytesMut,
-    startup: Startup,
+    startup: Box<Startup>,
     _admission: Admission,
     _gauge: ClientGauge,
 }
@@ -115,7 +116,9 @@ impl Refusal {
 
     fn result(&self) -> SetupResult {
         match self {
-            Refusal::Auth(error) if error.fault() == Fault::Client => SetupResult::FailedAuth,
+            Refusal::Auth(AuthError::WrongPassword(_) | AuthError::CleartextWithoutTls) => {
+                SetupResult::FailedAuth
+            }
             Refusal::Auth(_) => SetupResult::FailedProtocol,
             Refusal::Limit(_) => SetupResult::FailedLimit,
             Refusal::Login(_) => SetupResult::FailedBackend,
@@ -155,22 +158,22 @@ impl Front {
         let Newcomer { socket, address, endpoint, metrics } = newcomer;
         let greeting = greet(socket, self.acceptor.as_ref(), self.config.listen.require_tls).await;
         let (mut stream, mut buf, startup) = match greeting {
-            Ok(Greeting::Startup { stream, buf, startup }) => (stream, buf, startup),
-            Ok(Greeting::Cancel { pid, secret }) => {
-                let outcome = self.cancels.cancel(ClientId(pid), &secret).await;
-                tracing::debug!(client = %ClientId(pid), ?outcome, "cancel request");
+            Ok(Greeting::Startup { stream, buf, startup, .. }) => (stream, buf, startup),
+            Ok(Greeting::Cancel(request)) => {
+                let client = ClientId(request.pid);
+                let outcome = self.cancels.cancel(client, &request.secret).await;
+                tracing::debug!(%client, ?outcome, "cancel request");
                 return None;
             }
             Ok(Greeting::Gone) => return None,
-            Err(HandshakeError::Refused { mut stream, error }) => {
+            Err(HandshakeError::Refused { mut stream, refusal }) => {
                 metrics.setup(SetupResult::FailedProtocol);
-                let text = error.client_message();
-                tracing::info!(%endpoint, from = %From_(address), error = %text, "client refused");
-                farewell(&mut stream, &ErrorMessage::from_client_facing(Severity::Fatal, &error))
-                    .await;
+                tracing::info!(%endpoint, from = %From_(address), error = %refusal, "client refused");
+                let message = ErrorMessage::from_client_facing(Severity::Fatal, &refusal);
+                farewell(&mut stream, &message).await;
                 return None;
             }
-            Err(HandshakeError::Broken(error)) => {
+            Err(error) => {
                 metrics.setup(SetupResult::FailedProtocol);
                 tracing::debug!(%endpoint, from = %From_(address), %error, "handshake broken off");
                 return None;
@@ -196,15 +199,13 @@ impl Front {
         address: Option<IpAddr>,
     ) -> Result<Admission, Refusal> {
         let (user, database) = (startup.user.as_str(), startup.database.as_str());
-        let secret = match self.secrets.find(user, database) {
-            Some(secret) => Some(self.client_secrets.of(&secret).await),
-            None => None,
-        };
+        let secret = self.secrets.find(user, database);
         let login = Login {
             user: &startup.user,
             method: self.config.auth.method,
             trusted: self.config.auth.trust.iter().any(|name| name == user),
-            secret: secret.as_deref(),
+            password: secret.as_ref().map(|secret| &secret.password),
+            secrets: &self.client_secrets,
             acceptor: self.acceptor.as_ref(),
         };
         authenticate(stream, buf, login).await?;
@@ -221,7 +222,7 @@ impl Front {
         endpoint: &str,
         metrics: &EndpointMetrics,
         address: Option<IpAddr>,
-    ) -> Option<(Session, ClientId, impl Drop + use<>)> {
+    ) -> Option<(Session, ClientId, (Admission, ClientGauge))> {
         let Admitted { mut stream, buf, startup, _admission, _gauge } = admitted;
         let (user, database) = (startup.user.as_str(), startup.database.as_str());
         let rule = self.config.pool_settings(database, user);
@@ -236,7 +237,8 @@ impl Front {
                 return None;
             }
         };
-        let (key, cancel) = self.cancels.register(startup.version.minor >= 2);
+        let watch = self.drain.watch()?;
+        let (key, cancel) = self.cancels.register(startup.version.has_long_cancel_keys());
         if stream.write_all(&welcome(&parameters, &key)).await.is_err()
             || stream.flush().await.is_err()
         {
@@ -259,16 +261,10 @@ impl Front {
             cancel,
             entry: self.roster.enter(client),
             client,
+            watch,
         });
-        Some((session, client, Held(_admission, _gauge, self.drain.clone())))
+        Some((session, client, (_admission, _gauge)))
     }
-}
-
-/// What a session's connection counts in, until it is closed.
-struct Held(#[allow(dead_code)] Admission, #[allow(dead_code)] ClientGauge, #[allow(dead_code)] DrainWatch);
-
-impl Drop for Held {
-    fn drop(&mut self) {}
 }
 
 async fn refuse(

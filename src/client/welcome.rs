@@ -9,7 +9,7 @@ use bytes::BytesMut;
 pub(super) fn welcome(parameters: &Parameters, key: &CancelKey) -> BytesMut {
     let mut message = BytesMut::new();
     for (name, value) in parameters.iter() {
-        encode::parameter_status(&mut message, name, value);
+        encode::parameter_status(&mut message, name.as_bytes(), value.as_bytes());
     }
     encode::backend_key_data(&mut message, key.client.0, key.secret());
     encode::ready_for_query(&mut message, b'I');

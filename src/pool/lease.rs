@@ -114,6 +114,10 @@ impl Lease {
             self.close(object, DiscardReason::Lifetime);
             return;
         }
+        if self.pool.is_stopping() {
+            self.close(object, DiscardReason::Draining);
+            return;
+        }
         object.set_state(BackendState::Idle);
         drop(object);
         self.pool.returned();

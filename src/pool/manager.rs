@@ -6,12 +6,13 @@ use crate::backend::connect::{BackendLogin, ConnectError, Server, connect};
 use crate::backend::connection::BackendConnection;
 use crate::backend::exchange::simple_query;
 use crate::config::MaxConnections;
-use crate::drain::DrainWatch;
+use crate::drain::DrainObserver;
 use crate::ids::PoolKey;
 use crate::metrics::{BackendGauge, BackendState, PoolMetrics};
 use crate::secrets::SecretStore;
 use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 use rand::RngExt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -36,7 +37,9 @@ pub(super) struct Recipe {
     /// Told when the server has been asked how many connections it allows.
     pub(super) learned: watch::Sender<Option<usize>>,
     pub(super) runtime: Handle,
-    pub(super) drain: DrainWatch,
+    /// Backends that come back are closed.
+    pub(super) stopping: AtomicBool,
+    pub(super) drain: DrainObserver,
 }
 
 /// Why no backend was made.
@@ -62,7 +65,7 @@ pub(super) struct Pooled {
     gauge: Arc<Mutex<BackendGauge>>,
     expires: Instant,
     runtime: Handle,
-    drain: DrainWatch,
+    drain: DrainObserver,
     /// Why it will be closed, once that is known.
     pub(super) discard: DiscardReason,
     /// Held until it is gone, if it makes room for another pool.
@@ -86,11 +89,6 @@ impl Pooled {
             .is_none_or(|conn| conn.stream.socket().poll_read_ready(&mut cx).is_ready())
     }
 
-    pub(super) fn conn(&self) -> &BackendConnection {
-        #[allow(clippy::expect_used)] // taken out by drop only
-        self.conn.as_ref().expect("a pooled backend has its connection")
-    }
-
     pub(super) fn conn_mut(&mut self) -> &mut BackendConnection {
         #[allow(clippy::expect_used)] // taken out by drop only
         self.conn.as_mut().expect("a pooled backend has its connection")
@@ -103,7 +101,7 @@ impl Drop for Pooled {
         self.set_state(BackendState::Closing);
         tracing::info!(backend = %conn.id, reason = self.discard.label(), "backend closed");
         // The watch keeps the process from ending before the server has seen the goodbye.
-        let held = (self.gauge.clone(), self.drain.clone(), self.evicted.take());
+        let held = (self.gauge.clone(), self.drain.watch(), self.evicted.take());
         let busy = self.discard.may_be_running();
         self.runtime.spawn(async move {
             if busy { conn.cancel_and_close().await } else { conn.close().await }

@@ -12,6 +12,7 @@ use crate::error::{ClientFacing, Fault, SqlState};
 use crate::ids::{PoolKey, Role};
 use crate::metrics::{PinGuard, PoolMetrics, TransactionGuard};
 use deadpool::managed::{self, PoolError, QueueMode, Timeouts};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -250,6 +251,10 @@ impl Pool {
             pooled.discard = reason;
         }
         taken
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.idle.manager().recipe.stopping.load(Ordering::Relaxed)
     }
 
     /// Idle backends, about.

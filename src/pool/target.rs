@@ -6,11 +6,12 @@ use super::manager::{BackendManager, Recipe};
 use super::pool::Pool;
 use crate::backend::connect::Server;
 use crate::config::{Config, MaxConnections};
-use crate::drain::DrainWatch;
+use crate::drain::{DrainObserver, Phase};
 use crate::ids::{Database, PoolKey, Role, TargetName};
 use crate::metrics::{Metrics, TargetMetrics};
 use crate::secrets::SecretStore;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -41,7 +42,7 @@ impl TargetPools {
         server: Arc<Server>,
         secrets: Arc<SecretStore>,
         metrics: Arc<Metrics>,
-        drain: DrainWatch,
+        drain: DrainObserver,
     ) -> Arc<Self> {
         let limit = match config.pool.max_connections {
             MaxConnections::Count(count) => Some(count as usize),
@@ -57,6 +58,7 @@ impl TargetPools {
             max_lifetime: config.pool.max_connection_lifetime,
             learned: watch::channel(None).0,
             runtime: Handle::current(),
+            stopping: AtomicBool::new(false),
             drain,
         };
         Arc::new(Self {
@@ -127,7 +129,7 @@ impl TargetPools {
         let mut tick = tokio::time::interval(REAP_EVERY);
         loop {
             tokio::select! {
-                () = drain.reached(crate::drain::Phase::Draining) => return,
+                () = drain.reached(Phase::Draining) => return,
                 Ok(()) = learned.changed() => {
                     if let Some(limit) = *learned.borrow_and_update() {
                         self.set_limit(limit);
@@ -168,8 +170,9 @@ impl TargetPools {
         }
     }
 
-    /// Closes every idle backend: the proxy is stopping.
+    /// Closes every idle backend, and from now on every one that comes back: the proxy is stopping.
     pub fn close_idle(&self) {
+        self.recipe.stopping.store(true, Ordering::Release);
         for pool in self.all() {
             drop(pool.take_idle(usize::MAX, |_, _| Some(DiscardReason::Draining)));
         }

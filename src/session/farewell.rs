@@ -6,6 +6,7 @@ use super::requests::Unnamed;
 use crate::backend::exchange::{ExchangeError, simple_query};
 use crate::backend::settings::Settings;
 use crate::cancel::{CancelHandle, Settled};
+use crate::drain::DrainWatch;
 use crate::pool::{DiscardReason, GiveBack, Lease};
 use crate::tls::Stream;
 use crate::wire::flow::Flow;
@@ -25,6 +26,8 @@ pub(super) struct Farewell {
     pub(super) cancel: CancelHandle,
     /// The client said goodbye: what it asked for last is carried out, as PostgreSQL would.
     pub(super) polite: bool,
+    /// The process does not end before this has.
+    pub(super) _watch: DrainWatch,
 }
 
 #[derive(Debug, thiserror::Error)]

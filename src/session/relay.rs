@@ -23,7 +23,7 @@ use crate::wire::flow::Flow;
 use crate::wire::frame::{BadLength, Header};
 use crate::wire::from_backend::{ServerError, TxStatus, command_tag, parameter_status};
 use crate::wire::to_backend;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use std::io;
 use std::task::{Context, Poll};
 
@@ -467,7 +467,7 @@ impl Relay {
                 }
                 Ok(Some(ReplyAction::Forward))
             }
-            b'E' => Err(RelayEnd::SettingsRefused(ServerError::parse(Bytes::copy_from_slice(body)))),
+            b'E' => Err(RelayEnd::SettingsRefused(ServerError::parse(body))),
             _ => {
                 let all_gone = command_tag(body) == Some("DISCARD ALL");
                 let action = self.replies.on_reply(header.tag).map_err(fault)?;

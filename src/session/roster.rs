@@ -3,7 +3,7 @@
 //! A session tells its phase with two relaxed stores; one task looks over all of them a few times a second. So a timeout
 //! costs a session nothing while it does not strike.
 
-use crate::drain::{DrainWatch, Phase as DrainPhase};
+use crate::drain::{DrainObserver, Phase as DrainPhase};
 use crate::ids::ClientId;
 use futures_util::task::AtomicWaker;
 use std::collections::HashMap;
@@ -195,7 +195,7 @@ impl Roster {
     }
 
     /// Strikes timeouts, and passes the drain on to the sessions, until everything is to end.
-    pub async fn look_after(self: Arc<Self>, mut drain: DrainWatch) {
+    pub async fn look_after(self: Arc<Self>, mut drain: DrainObserver) {
         let start = Instant::now();
         let mut tick = tokio::time::interval(TICK);
         let mut seen = DrainPhase::Running;

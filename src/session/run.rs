@@ -8,6 +8,7 @@ use super::roster::{Control, Entry, Order, Phase};
 use crate::backend::settings::Settings;
 use crate::cancel::{CancelHandle, Settled};
 use crate::config::PoolMode;
+use crate::drain::DrainWatch;
 use crate::error::{ClientFacing, SqlState};
 use crate::ids::ClientId;
 use crate::metrics::{PinGuard, SessionMetrics};
@@ -51,6 +52,8 @@ pub struct SessionStart {
     pub metrics: Arc<SessionMetrics>,
     /// Who it is.
     pub client: ClientId,
+    /// Held until its last backend is at rest.
+    pub watch: DrainWatch,
 }
 
 /// Why a session ended. Log text and metric label come from here.
@@ -111,6 +114,7 @@ pub struct Session {
     entry: Entry,
     metrics: Arc<SessionMetrics>,
     client: ClientId,
+    watch: DrainWatch,
 }
 
 enum Waited {
@@ -146,6 +150,7 @@ impl Session {
             entry: start.entry,
             metrics: start.metrics,
             client: start.client,
+            watch: start.watch,
         }
     }
 
@@ -391,10 +396,10 @@ impl Session {
 
     /// Hands the backend to a task that brings it to rest; the client's connection closes when that is done.
     fn leave(self, lease: Lease, relay: Relay, polite: bool) {
-        let Self { stream, up, cancel, entry, .. } = self;
+        let Self { stream, up, cancel, entry, watch, .. } = self;
         // The client is gone from the roster at once; its cancel key lives until its backend is at rest.
         drop(entry);
-        tokio::spawn(Farewell { lease, relay, up, stream, cancel, polite }.run());
+        tokio::spawn(Farewell { lease, relay, up, stream, cancel, polite, _watch: watch }.run());
     }
 
     /// Sends what the relay still has for the client, and a last message.

@@ -5,6 +5,7 @@
 mod end_point;
 mod files;
 
+pub mod accept;
 pub mod connect;
 
 pub use files::TlsFilesError;

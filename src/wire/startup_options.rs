@@ -44,9 +44,7 @@ pub fn parse(options: &str) -> Result<Vec<(String, String)>, OptionsError> {
     while let Some(argument) = arguments.next() {
         let setting = match (argument.strip_prefix("--"), argument.strip_prefix("-c")) {
             (Some(setting), _) if !setting.is_empty() => setting.to_owned(),
-            (_, Some("")) => arguments
-                .next()
-                .ok_or_else(|| OptionsError::NoValue(argument))?,
+            (_, Some("")) => arguments.next().ok_or(OptionsError::NoValue(argument))?,
             (_, Some(setting)) => setting.to_owned(),
             _ => return Err(OptionsError::Unsupported(clip(&argument))),
         };

@@ -1,0 +1,161 @@
+//! `/metrics`, `/healthz` and `/readyz` over HTTP/1.1. hyper stays behind this file.
+//!
+//! Strangers may come here too: connections are few, headers have a deadline, bodies are not read.
+
+use crate::metrics::Metrics;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+/// Connections at once; scrapers and probes need few.
+const CONNECTIONS_MAX: usize = 64;
+
+/// How long a request's headers may take.
+const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long one connection may last.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
+
+/// After a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Prometheus' text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Whether a load balancer should send clients here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Readiness {
+    /// Not listening yet.
+    Starting,
+    /// Listening.
+    Ready,
+    /// Stopping: no new clients.
+    Draining,
+}
+
+/// Answers until the task is dropped.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    readiness: watch::Receiver<Readiness>,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        // A place first: beyond them the kernel's queue waits.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let (metrics, readiness) = (metrics.clone(), readiness.clone());
+                tokio::spawn(async move {
+                    serve_one(socket, metrics, readiness).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the admin endpoint could not accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_one(
+    socket: TcpStream,
+    metrics: Arc<Metrics>,
+    readiness: watch::Receiver<Readiness>,
+) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = answer(request.method(), request.uri().path(), &metrics, *readiness.borrow());
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE)
+        .serve_connection(TokioIo::new(socket), service);
+    // Whoever breaks off or dawdles only hurts itself.
+    let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
+}
+
+fn answer(
+    method: &Method,
+    path: &str,
+    metrics: &Metrics,
+    readiness: Readiness,
+) -> Response<Full<Bytes>> {
+    let (status, kind, body) = match path {
+        _ if method != Method::GET && method != Method::HEAD => {
+            (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".to_owned())
+        }
+        "/metrics" => (StatusCode::OK, METRICS_TYPE, metrics.render()),
+        "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        "/readyz" => match readiness {
+            Readiness::Ready => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
+            Readiness::Starting => unavailable("starting\n"),
+            Readiness::Draining => unavailable("draining\n"),
+        },
+        _ => {
+            let text = "not found; there are /metrics, /healthz and /readyz\n";
+            (StatusCode::NOT_FOUND, "text/plain", text.to_owned())
+        }
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+fn unavailable(text: &str) -> (StatusCode, &'static str, String) {
+    (StatusCode::SERVICE_UNAVAILABLE, "text/plain", text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn request(address: std::net::SocketAddr, line: &str) -> String {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn paths_and_readiness() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ready, readiness) = watch::channel(Readiness::Starting);
+        let server = tokio::spawn(serve(listener, Metrics::new(), readiness));
+        for (line, status, text) in [
+            ("GET /healthz", "200", "ok"),
+            ("GET /readyz", "503", "starting"),
+            ("GET /metrics", "200", "pgsluice_build_info"),
+            ("GET /", "404", "/metrics"),
+            ("POST /metrics", "405", "only GET"),
+        ] {
+            let answer = request(address, line).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
+            assert!(answer.contains(text), "{line}: {answer}");
+        }
+        ready.send_replace(Readiness::Ready);
+        assert!(request(address, "GET /readyz").await.starts_with("HTTP/1.1 200"));
+        ready.send_replace(Readiness::Draining);
+        assert!(request(address, "GET /readyz").await.contains("draining"));
+        server.abort();
+    }
+}
