@@ -42,7 +42,9 @@ pub enum StartError {
     #[error("listen: {0}")]
     ListenTls(#[from] accept::TlsFilesError),
     /// Neither the configuration nor the secrets say where the server is.
-    #[error("target.host: not set, and no secret names a host; set it, or add \"host\" to the secrets file")]
+    #[error(
+        "target.host: not set, and no secret names a host; set it, or add \"host\" to the secrets file"
+    )]
     NoHost,
     /// A listener.
     #[error(transparent)]
@@ -60,10 +62,13 @@ pub enum StartError {
 impl StartError {
     /// The configuration is at fault (exit code 64), not the system.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, StartError::Secrets(_)
+        matches!(
+            self,
+            StartError::Secrets(_)
                 | StartError::Tls(_)
                 | StartError::ListenTls(_)
-                | StartError::NoHost)
+                | StartError::NoHost
+        )
     }
 }
 
@@ -91,7 +96,10 @@ pub async fn run(config: Config, secrets: SecretStore) -> Result<(), StartError>
     }
     ready.send_replace(Readiness::Ready);
     let signal = signals.next().await;
-    tracing::info!(signal, "stopping: transactions may finish; the same signal again ends them");
+    tracing::info!(
+        signal,
+        "stopping: transactions may finish; the same signal again ends them"
+    );
     ready.send_replace(Readiness::Draining);
     let target = front.target.clone();
     drop(front);
@@ -111,8 +119,13 @@ fn wire(
     };
     let server = Arc::new(Server::from_config(&config.target, &host, port)?);
     let acceptor = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
-    let target =
-        TargetPools::new(config, server, secrets.clone(), metrics.clone(), drain.observer());
+    let target = TargetPools::new(
+        config,
+        server,
+        secrets.clone(),
+        metrics.clone(),
+        drain.observer(),
+    );
     Ok(Arc::new(Front {
         acceptor,
         client_secrets: ClientSecrets::default(),
@@ -162,7 +175,8 @@ fn raise_descriptor_limit(config: &Config) {
     let needed = u64::from(config.limits.max_clients) + DESCRIPTORS_SPARE;
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) if limit < needed => tracing::warn!(
-            limit, needed,
+            limit,
+            needed,
             "fewer open files allowed than limits.max_clients needs; raise the limit (ulimit -n)"
         ),
         Ok(_) => {}

@@ -107,7 +107,11 @@ impl CancelRegistry {
         let client = self.free_id(&slots);
         slots.insert(client, slot.clone());
         drop(slots);
-        let handle = CancelHandle { registry: self.clone(), client, slot };
+        let handle = CancelHandle {
+            registry: self.clone(),
+            client,
+            slot,
+        };
         (CancelKey { client, secret }, handle)
     }
 
@@ -140,7 +144,10 @@ impl CancelRegistry {
             lent.in_flight += 1;
             target
         };
-        let guard = InFlight { slot: &slot, confirmed: false };
+        let guard = InFlight {
+            slot: &slot,
+            confirmed: false,
+        };
         match send_cancel(&target, CANCEL_DEADLINE).await {
             Ok(()) => {
                 guard.confirm();
@@ -224,7 +231,11 @@ impl CancelHandle {
             return None;
         }
         let in_doubt = std::mem::take(&mut lent.in_doubt);
-        Some(if in_doubt { Settled::InDoubt } else { Settled::Yes })
+        Some(if in_doubt {
+            Settled::InDoubt
+        } else {
+            Settled::Yes
+        })
     }
 
     /// Cancels what runs on this session's own backend. Returns when the server has been told.

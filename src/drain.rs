@@ -48,12 +48,19 @@ impl Drain {
     /// Nothing drains yet.
     pub fn new() -> Self {
         let (template, held) = mpsc::channel(1);
-        Self { phase: watch::channel(Phase::Running).0, held, template }
+        Self {
+            phase: watch::channel(Phase::Running).0,
+            held,
+            template,
+        }
     }
 
     /// A watch for a task.
     pub fn watch(&self) -> DrainWatch {
-        DrainWatch { phase: self.phase.subscribe(), held: self.template.clone() }
+        DrainWatch {
+            phase: self.phase.subscribe(),
+            held: self.template.clone(),
+        }
     }
 
     /// An observer for what lives as long as the process.
@@ -75,7 +82,9 @@ impl Drain {
         // Our own sender must not keep the channel open.
         let (unused, _) = mpsc::channel(1);
         self.template = unused;
-        tokio::time::timeout(deadline, self.held.recv()).await.is_ok()
+        tokio::time::timeout(deadline, self.held.recv())
+            .await
+            .is_ok()
     }
 }
 
@@ -95,7 +104,10 @@ impl DrainWatch {
 impl DrainWatch {
     /// An observer of the same drain.
     pub fn observer(&self) -> DrainObserver {
-        DrainObserver { phase: self.phase.clone(), held: self.held.downgrade() }
+        DrainObserver {
+            phase: self.phase.clone(),
+            held: self.held.downgrade(),
+        }
     }
 }
 
@@ -113,7 +125,10 @@ impl DrainObserver {
     /// A watch for a task that must have ended before the process; `None` when the drain is already over.
     pub fn watch(&self) -> Option<DrainWatch> {
         let held = self.held.upgrade()?;
-        Some(DrainWatch { phase: self.phase.clone(), held })
+        Some(DrainWatch {
+            phase: self.phase.clone(),
+            held,
+        })
     }
 }
 

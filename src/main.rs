@@ -28,14 +28,21 @@ fn run(config: config::Config, secrets: pgsluice::secrets::SecretStore) -> ExitC
     }
     let ended = match runtime.build() {
         Ok(runtime) => runtime.block_on(app::run(config, secrets)),
-        Err(source) => Err(app::StartError::System { what: "worker threads".into(), source }),
+        Err(source) => Err(app::StartError::System {
+            what: "worker threads".into(),
+            source,
+        }),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "pgsluice could not start");
             let bad_configuration = error.is_configuration();
-            ExitCode::from(if bad_configuration { cli::EXIT_BAD_CONFIGURATION } else { 1 })
+            ExitCode::from(if bad_configuration {
+                cli::EXIT_BAD_CONFIGURATION
+            } else {
+                1
+            })
         }
     }
 }

@@ -51,7 +51,9 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // A place first: beyond them the kernel's queue waits.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((socket, _)) => {
                 let (metrics, readiness) = (metrics.clone(), readiness.clone());
@@ -74,7 +76,12 @@ async fn serve_one(
     readiness: watch::Receiver<Readiness>,
 ) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), &metrics, *readiness.borrow());
+        let response = answer(
+            request.method(),
+            request.uri().path(),
+            &metrics,
+            *readiness.borrow(),
+        );
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -92,9 +99,11 @@ fn answer(
     readiness: Readiness,
 ) -> Response<Full<Bytes>> {
     let (status, kind, body) = match path {
-        _ if method != Method::GET && method != Method::HEAD => {
-            (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".to_owned())
-        }
+        _ if method != Method::GET && method != Method::HEAD => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "only GET\n".to_owned(),
+        ),
         "/metrics" => (StatusCode::OK, METRICS_TYPE, metrics.render()),
         "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
         "/readyz" => match readiness {
@@ -118,7 +127,11 @@ fn answer(
 }
 
 fn unavailable(text: &str) -> (StatusCode, &'static str, String) {
-    (StatusCode::SERVICE_UNAVAILABLE, "text/plain", text.to_owned())
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        "text/plain",
+        text.to_owned(),
+    )
 }
 
 #[cfg(test)]
@@ -149,11 +162,18 @@ mod tests {
             ("POST /metrics", "405", "only GET"),
         ] {
             let answer = request(address, line).await;
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{line}: {answer}"
+            );
             assert!(answer.contains(text), "{line}: {answer}");
         }
         ready.send_replace(Readiness::Ready);
-        assert!(request(address, "GET /readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(
+            request(address, "GET /readyz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
         ready.send_replace(Readiness::Draining);
         assert!(request(address, "GET /readyz").await.contains("draining"));
         server.abort();

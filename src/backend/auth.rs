@@ -91,7 +91,9 @@ async fn next(stream: &mut Stream, buf: &mut BytesMut) -> Result<AuthRequest, Co
     match frame.tag {
         b'R' => AuthRequest::parse(&frame.body)
             .ok_or(ConnectError::Protocol("a malformed authentication request")),
-        _ => Err(ConnectError::Protocol("something else than an authentication request")),
+        _ => Err(ConnectError::Protocol(
+            "something else than an authentication request",
+        )),
     }
 }
 

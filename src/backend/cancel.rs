@@ -21,7 +21,9 @@ pub struct CancelTarget {
 
 impl fmt::Debug for CancelTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CancelTarget").field("pid", &self.pid).finish_non_exhaustive()
+        f.debug_struct("CancelTarget")
+            .field("pid", &self.pid)
+            .finish_non_exhaustive()
     }
 }
 
@@ -41,12 +43,18 @@ pub enum CancelError {
 
 /// Sends a CancelRequest. `Ok` once the server has closed that connection: it does so after it has sent the signal.
 pub async fn send_cancel(target: &CancelTarget, deadline: Duration) -> Result<(), CancelError> {
-    timeout(deadline, exchange(target)).await.unwrap_or(Err(CancelError::TimedOut))
+    timeout(deadline, exchange(target))
+        .await
+        .unwrap_or(Err(CancelError::TimedOut))
 }
 
 async fn exchange(target: &CancelTarget) -> Result<(), CancelError> {
     let socket = open(&target.server).await?;
-    let mut stream = target.server.connector.upgrade(socket, target.server.address.host()).await?;
+    let mut stream = target
+        .server
+        .connector
+        .upgrade(socket, target.server.address.host())
+        .await?;
     let mut request = BytesMut::new();
     to_backend::cancel_request(&mut request, target.pid, &target.secret);
     stream.write_all(&request).await?;

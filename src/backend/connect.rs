@@ -88,7 +88,10 @@ impl Server {
         let address = if host.starts_with('/') {
             Address::Unix(PathBuf::from(host).join(format!(".s.PGSQL.{port}")))
         } else {
-            Address::Tcp { host: host.to_owned(), port }
+            Address::Tcp {
+                host: host.to_owned(),
+                port,
+            }
         };
         Ok(Self {
             name: TargetName::new(config.name.as_str()),
@@ -189,8 +192,9 @@ impl ClientFacing for ConnectError {
 
     fn sqlstate(&self) -> SqlState {
         match self {
-            ConnectError::Server(error)
-            | ConnectError::InitQuery(ExchangeError::Server(error)) => error.code,
+            ConnectError::Server(error) | ConnectError::InitQuery(ExchangeError::Server(error)) => {
+                error.code
+            }
             ConnectError::At { source, .. } => source.sqlstate(),
             _ => SqlState::CONNECTION_FAILURE,
         }
@@ -215,15 +219,26 @@ pub async fn connect(
     let late = || ConnectError::TimedOut(server.connect_timeout);
     let opened = timeout_at(deadline, async {
         let socket = open(server).await?;
-        Ok::<_, ConnectError>(server.connector.upgrade(socket, server.address.host()).await?)
+        Ok::<_, ConnectError>(
+            server
+                .connector
+                .upgrade(socket, server.address.host())
+                .await?,
+        )
     });
     let stream = match opened.await.unwrap_or_else(|_| Err(late())) {
         Ok(stream) => stream,
         // No session has begun: PostgreSQL counts a connection only from its startup packet on.
         Err(error) => return Err(error.at(server)),
     };
-    let mut half = HalfMade { stream, buf: BytesMut::new(), parameters: Parameters::default() };
-    let made = timeout_at(deadline, half.log_in(login)).await.unwrap_or_else(|_| Err(late()));
+    let mut half = HalfMade {
+        stream,
+        buf: BytesMut::new(),
+        parameters: Parameters::default(),
+    };
+    let made = timeout_at(deadline, half.log_in(login))
+        .await
+        .unwrap_or_else(|_| Err(late()));
     let (pid, secret) = match made {
         Ok(key) => key,
         Err(error) => {
@@ -236,7 +251,11 @@ pub async fn connect(
         tls: half.stream.is_tls(),
         stream: half.stream,
         buf: half.buf,
-        key: CancelTarget { server: server.clone(), pid, secret },
+        key: CancelTarget {
+            server: server.clone(),
+            pid,
+            secret,
+        },
         parameters: half.parameters,
         status: TxStatus::Idle,
         applied: Some(Settings::empty()),
@@ -281,7 +300,8 @@ impl HalfMade {
                     key = backend_key_data(&frame.body).map(|(pid, secret)| (pid, secret.into()));
                 }
                 b'Z' => {
-                    status(&frame).map_err(|_| ConnectError::Protocol("a malformed ReadyForQuery"))?;
+                    status(&frame)
+                        .map_err(|_| ConnectError::Protocol("a malformed ReadyForQuery"))?;
                     // Poolers in front of the server may send no key: then cancels find nobody.
                     return Ok(key.unwrap_or((0, Arc::from([0; 4]))));
                 }

@@ -39,7 +39,9 @@ impl PartialEq for Parameters {
 impl Parameters {
     /// A value by its name as the server writes it.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.iter().find(|(other, _)| *other == name).map(|(_, value)| value)
+        self.iter()
+            .find(|(other, _)| *other == name)
+            .map(|(_, value)| value)
     }
 
     /// A value was reported.
@@ -56,7 +58,9 @@ impl Parameters {
 
     /// Names and values in the order first reported.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }
 
@@ -107,7 +111,8 @@ impl BackendConnection {
             if self.stream.socket().poll_read_ready(&mut cx).is_pending() {
                 return true;
             }
-            match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), &mut cx, &mut self.buf) {
+            match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), &mut cx, &mut self.buf)
+            {
                 Poll::Pending => return self.buf.is_empty(),
                 Poll::Ready(Ok(count)) if count > 0 => {}
                 Poll::Ready(_) => return false,
@@ -125,8 +130,12 @@ impl BackendConnection {
         if !matches!(header.tag, b'N' | b'A' | b'S' | b'E') {
             return News::Over;
         }
-        let Ok(frame) = take_frame(&mut self.buf, NEWS_LEN_MAX) else { return News::Over };
-        let Some(frame) = frame else { return News::None };
+        let Ok(frame) = take_frame(&mut self.buf, NEWS_LEN_MAX) else {
+            return News::Over;
+        };
+        let Some(frame) = frame else {
+            return News::None;
+        };
         match frame.tag {
             b'S' => {
                 if let Some((name, value)) = parameter_status(&frame.body) {
@@ -180,7 +189,10 @@ pub(super) async fn close_stream(mut stream: Stream, held: HeldUntilGone, logged
     let mut rest = vec![0; 4096];
     let reading = async { while matches!(stream.read(&mut rest).await, Ok(count) if count > 0) {} };
     if timeout(CLOSE_DEADLINE, reading).await.is_err() {
-        tracing::warn!("a server did not close its end in {} s", CLOSE_DEADLINE.as_secs());
+        tracing::warn!(
+            "a server did not close its end in {} s",
+            CLOSE_DEADLINE.as_secs()
+        );
     }
     drop(held);
 }

@@ -37,11 +37,16 @@ impl Settings {
 
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     fn value(&self, name: &str) -> Option<&str> {
-        let index = self.0.binary_search_by(|(other, _)| other.as_str().cmp(name)).ok()?;
+        let index = self
+            .0
+            .binary_search_by(|(other, _)| other.as_str().cmp(name))
+            .ok()?;
         Some(&self.0[index].1)
     }
 
@@ -131,7 +136,10 @@ mod tests {
     #[test]
     fn a_value_cannot_leave_its_literal() {
         for (value, expected) in [
-            ("x', false); drop table t; --", r"E'x\', false); drop table t; --'"),
+            (
+                "x', false); drop table t; --",
+                r"E'x\', false); drop table t; --'",
+            ),
             (r"\' or 1=1", r"E'\\\' or 1=1'"),
             ("line\nbreak\0zero", r"E'line\x0abreak\x00zero'"),
             ("ä", r"E'\xc3\xa4'"),

@@ -48,7 +48,10 @@ impl ClientFacing for LimitReached {
     }
 
     fn client_message(&self) -> String {
-        format!("sorry, too many clients already: pgsluice's {} is {}", self.key, self.limit)
+        format!(
+            "sorry, too many clients already: pgsluice's {} is {}",
+            self.key, self.limit
+        )
     }
 
     fn hint(&self) -> Option<String> {
@@ -59,7 +62,10 @@ impl ClientFacing for LimitReached {
 impl Limits {
     /// Nobody is in yet.
     pub fn new(config: config::Limits) -> Arc<Self> {
-        Arc::new(Self { config, counts: Mutex::default() })
+        Arc::new(Self {
+            config,
+            counts: Mutex::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -77,12 +83,25 @@ impl Limits {
         let config = &self.config;
         within("limits.max_clients", Some(config.max_clients), counts.all)?;
         let users = counts.users.get(user).copied().unwrap_or(0);
-        within("limits.max_clients_per_user", config.max_clients_per_user, users)?;
+        within(
+            "limits.max_clients_per_user",
+            config.max_clients_per_user,
+            users,
+        )?;
         let databases = counts.databases.get(database).copied().unwrap_or(0);
-        within("limits.max_clients_per_database", config.max_clients_per_database, databases)?;
-        let addresses =
-            address.and_then(|address| counts.addresses.get(&address).copied()).unwrap_or(0);
-        within("limits.max_clients_per_address", config.max_clients_per_address, addresses)?;
+        within(
+            "limits.max_clients_per_database",
+            config.max_clients_per_database,
+            databases,
+        )?;
+        let addresses = address
+            .and_then(|address| counts.addresses.get(&address).copied())
+            .unwrap_or(0);
+        within(
+            "limits.max_clients_per_address",
+            config.max_clients_per_address,
+            addresses,
+        )?;
         counts.all += 1;
         *counts.users.entry(user.to_owned()).or_default() += 1;
         *counts.databases.entry(database.to_owned()).or_default() += 1;
@@ -142,12 +161,24 @@ mod tests {
         let key = |result: Result<Admission, LimitReached>| result.err().map(|error| error.key);
         let first = limits.admit("a", "d", here).unwrap();
         let _second = limits.admit("a", "d", here).unwrap();
-        assert_eq!(key(limits.admit("a", "e", here)), Some("limits.max_clients_per_user"));
+        assert_eq!(
+            key(limits.admit("a", "e", here)),
+            Some("limits.max_clients_per_user")
+        );
         let _third = limits.admit("b", "d", here).unwrap();
-        assert_eq!(key(limits.admit("c", "d", None)), Some("limits.max_clients_per_database"));
-        assert_eq!(key(limits.admit("c", "e", here)), Some("limits.max_clients_per_address"));
+        assert_eq!(
+            key(limits.admit("c", "d", None)),
+            Some("limits.max_clients_per_database")
+        );
+        assert_eq!(
+            key(limits.admit("c", "e", here)),
+            Some("limits.max_clients_per_address")
+        );
         let fourth = limits.admit("c", "e", None).unwrap();
-        assert_eq!(key(limits.admit("d", "f", None)), Some("limits.max_clients"));
+        assert_eq!(
+            key(limits.admit("d", "f", None)),
+            Some("limits.max_clients")
+        );
         drop((first, fourth));
         assert!(limits.admit("a", "d", here).is_ok());
         assert_eq!(limits.lock().users.get("c"), None);

@@ -49,7 +49,10 @@ impl Listener {
         let mut listeners = Vec::new();
         for address in &config.addresses {
             let place = address.to_string();
-            let fail = |source| ListenError { place: place.clone(), source };
+            let fail = |source| ListenError {
+                place: place.clone(),
+                source,
+            };
             let socket = tcp_listener(*address).map_err(fail)?;
             listeners.push(Listener {
                 socket: Listening::Tcp(socket, config.keepalive),
@@ -58,10 +61,16 @@ impl Listener {
             });
         }
         if let Some(folder) = &config.unix_socket_dir {
-            let port = config.addresses.first().map_or(6432, |address| address.port());
+            let port = config
+                .addresses
+                .first()
+                .map_or(6432, |address| address.port());
             let path = folder.join(format!(".s.PGSQL.{port}"));
-            let socket = unix_listener(&path, config.unix_socket_mode)
-                .map_err(|source| ListenError { place: path.display().to_string(), source })?;
+            let socket =
+                unix_listener(&path, config.unix_socket_mode).map_err(|source| ListenError {
+                    place: path.display().to_string(),
+                    source,
+                })?;
             listeners.push(Listener {
                 socket: Listening::Unix(socket, path),
                 metrics: metrics("unix"),
@@ -132,7 +141,11 @@ impl Drop for Listener {
 }
 
 fn tcp_listener(address: std::net::SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

@@ -146,7 +146,9 @@ impl Front {
             }
         };
         let started = Box::pin(self.clone().start(admitted, &endpoint, &metrics, address)).await;
-        let Some((session, client, held)) = started else { return };
+        let Some((session, client, held)) = started else {
+            return;
+        };
         let reason = session.run().await;
         metrics.closed(reason.label());
         tracing::info!(%client, reason = reason.label(), "client closed");
@@ -155,10 +157,25 @@ impl Front {
 
     /// Handshake, authentication, admission. `None` if that was the end of it.
     async fn log_in(self: Arc<Self>, newcomer: Newcomer) -> Option<Admitted> {
-        let Newcomer { socket, address, endpoint, metrics } = newcomer;
-        let greeting = greet(socket, self.acceptor.as_ref(), self.config.listen.require_tls).await;
+        let Newcomer {
+            socket,
+            address,
+            endpoint,
+            metrics,
+        } = newcomer;
+        let greeting = greet(
+            socket,
+            self.acceptor.as_ref(),
+            self.config.listen.require_tls,
+        )
+        .await;
         let (mut stream, mut buf, startup) = match greeting {
-            Ok(Greeting::Startup { stream, buf, startup, .. }) => (stream, buf, startup),
+            Ok(Greeting::Startup {
+                stream,
+                buf,
+                startup,
+                ..
+            }) => (stream, buf, startup),
             Ok(Greeting::Cancel(request)) => {
                 let client = ClientId(request.pid);
                 let outcome = self.cancels.cancel(client, &request.secret).await;
@@ -166,7 +183,10 @@ impl Front {
                 return None;
             }
             Ok(Greeting::Gone) => return None,
-            Err(HandshakeError::Refused { mut stream, refusal }) => {
+            Err(HandshakeError::Refused {
+                mut stream,
+                refusal,
+            }) => {
                 metrics.setup(SetupResult::FailedProtocol);
                 tracing::info!(%endpoint, from = %From_(address), error = %refusal, "client refused");
                 let message = ErrorMessage::from_client_facing(Severity::Fatal, &refusal);
@@ -182,7 +202,13 @@ impl Front {
         match self.admit(&mut stream, &mut buf, &startup, address).await {
             Ok(admission) => {
                 let gauge = metrics.connected(stream.is_tls());
-                Some(Admitted { stream, buf, startup, _admission: admission, _gauge: gauge })
+                Some(Admitted {
+                    stream,
+                    buf,
+                    startup,
+                    _admission: admission,
+                    _gauge: gauge,
+                })
             }
             Err(refusal) => {
                 refuse(stream, &startup, &refusal, &metrics, address).await;
@@ -223,7 +249,13 @@ impl Front {
         metrics: &EndpointMetrics,
         address: Option<IpAddr>,
     ) -> Option<(Session, ClientId, (Admission, ClientGauge))> {
-        let Admitted { mut stream, buf, startup, _admission, _gauge } = admitted;
+        let Admitted {
+            mut stream,
+            buf,
+            startup,
+            _admission,
+            _gauge,
+        } = admitted;
         let (user, database) = (startup.user.as_str(), startup.database.as_str());
         let rule = self.config.pool_settings(database, user);
         let cap = rule.max_connections.map(|cap| cap as usize);
@@ -238,7 +270,9 @@ impl Front {
             }
         };
         let watch = self.drain.watch()?;
-        let (key, cancel) = self.cancels.register(startup.version.has_long_cancel_keys());
+        let (key, cancel) = self
+            .cancels
+            .register(startup.version.has_long_cancel_keys());
         if stream.write_all(&welcome(&parameters, &key)).await.is_err()
             || stream.flush().await.is_err()
         {
@@ -251,7 +285,9 @@ impl Front {
             "client logged in"
         );
         let session = Session::new(SessionStart {
-            metrics: self.metrics.session(endpoint, database, user, stream.is_tls()),
+            metrics: self
+                .metrics
+                .session(endpoint, database, user, stream.is_tls()),
             stream,
             unread: buf,
             settings,

@@ -1,9 +1,7 @@
 //! The metric families: names, help texts, labels.
 
 use prometheus::core::Collector;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// Seconds: from a tenth of a millisecond, about what a local query takes, to a minute.
 const BUCKETS: &[f64] = &[
@@ -44,16 +42,24 @@ struct Registrar<'a>(&'a Registry);
 impl Registrar<'_> {
     fn add<C: Collector + Clone + 'static>(&self, family: prometheus::Result<C>) -> C {
         let family = family.expect("valid names");
-        self.0.register(Box::new(family.clone())).expect("distinct names");
+        self.0
+            .register(Box::new(family.clone()))
+            .expect("distinct names");
         family
     }
 
     fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(format!("pgsluice_{name}"), help), labels))
+        self.add(IntGaugeVec::new(
+            Opts::new(format!("pgsluice_{name}"), help),
+            labels,
+        ))
     }
 
     fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(format!("pgsluice_{name}"), help), labels))
+        self.add(IntCounterVec::new(
+            Opts::new(format!("pgsluice_{name}"), help),
+            labels,
+        ))
     }
 
     fn histogram(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
@@ -65,7 +71,11 @@ impl Registrar<'_> {
 impl Families {
     pub(super) fn register(registry: &Registry) -> Self {
         let r = Registrar(registry);
-        let build = r.gauge("build_info", "Always 1; the version is in the label.", &["version"]);
+        let build = r.gauge(
+            "build_info",
+            "Always 1; the version is in the label.",
+            &["version"],
+        );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let with = |labels: &[&'static str], more: &[&'static str]| [labels, more].concat();
         Self {
@@ -154,12 +164,12 @@ impl Families {
                 "1 if the last connection to the target succeeded (RDS Proxy: AvailabilityPercentage).",
                 &["target", "role"],
             ),
-            pins: r.counter("pins_total", "Sessions pinned, by reason.", &["reason"]),
-            unpins: r.counter("unpins_total", "Pins ended, by reason.", &["reason"]),
+            pins: r.counter("pins_total", "Sessions pinned, by reason.", &with(POOL, &["reason"])),
+            unpins: r.counter("unpins_total", "Pins ended, by reason.", &with(POOL, &["reason"])),
             replays: r.counter(
                 "state_replays_total",
                 "Times a session's settings were given to another database connection.",
-                SESSION,
+                POOL,
             ),
         }
     }

@@ -72,7 +72,11 @@ impl EndpointMetrics {
         for result in SetupResult::ALL {
             families.setup.with_label_values(&[name, result.label()]);
         }
-        let clients = |tls| families.client_connections.with_label_values(&[name, yes_no(tls)]);
+        let clients = |tls| {
+            families
+                .client_connections
+                .with_label_values(&[name, yes_no(tls)])
+        };
         Self {
             name: name.into(),
             received: families.received.with_label_values(&[name]),
@@ -90,7 +94,9 @@ impl EndpointMetrics {
 
     /// A login has ended.
     pub fn setup(&self, result: SetupResult) {
-        self.setup.with_label_values(&[&*self.name, result.label()]).inc();
+        self.setup
+            .with_label_values(&[&*self.name, result.label()])
+            .inc();
     }
 
     /// A session has ended.
@@ -100,7 +106,11 @@ impl EndpointMetrics {
 
     /// A client is connected, until the guard is dropped.
     pub fn connected(&self, tls: bool) -> ClientGauge {
-        ClientGauge(Counted::new(if tls { &self.encrypted } else { &self.plain }))
+        ClientGauge(Counted::new(if tls {
+            &self.encrypted
+        } else {
+            &self.plain
+        }))
     }
 }
 
@@ -146,7 +156,6 @@ pub struct SessionMetrics {
     queries: IntCounter,
     query_seconds: Histogram,
     query_database_seconds: Histogram,
-    replays: IntCounter,
 }
 
 impl SessionMetrics {
@@ -157,7 +166,6 @@ impl SessionMetrics {
             queries: families.queries.with_label_values(&with_tls),
             query_seconds: families.query_seconds.with_label_values(&labels),
             query_database_seconds: families.query_database_seconds.with_label_values(&labels),
-            replays: families.replays.with_label_values(&labels),
         }
     }
 
@@ -175,11 +183,6 @@ impl SessionMetrics {
     pub fn database_took(&self, time: Duration) {
         self.query_database_seconds.observe(time.as_secs_f64());
     }
-
-    /// The session's settings were given to another backend.
-    pub fn replayed(&self) {
-        self.replays.inc();
-    }
 }
 
 /// What a backend is doing, as the metrics tell it.
@@ -196,8 +199,12 @@ pub enum BackendState {
 }
 
 impl BackendState {
-    const ALL: [BackendState; 4] =
-        [BackendState::Connecting, BackendState::Idle, BackendState::Borrowed, BackendState::Closing];
+    const ALL: [BackendState; 4] = [
+        BackendState::Connecting,
+        BackendState::Idle,
+        BackendState::Borrowed,
+        BackendState::Closing,
+    ];
 
     fn label(self) -> &'static str {
         match self {
@@ -224,6 +231,7 @@ pub struct PoolMetrics {
     pinned: IntGaugeVec,
     pins: IntCounterVec,
     unpins: IntCounterVec,
+    replays: IntCounter,
     pin_handles: Mutex<HashMap<&'static str, (IntGauge, IntCounter, IntCounter)>>,
     up: IntGauge,
 }
@@ -250,12 +258,15 @@ impl PoolMetrics {
             waiting: families.waiting.with_label_values(&labels),
             borrowed: families.borrowed.with_label_values(&labels),
             in_transaction: families.in_transaction.with_label_values(&labels),
-            succeeded: families.database_setup.with_label_values(&with("succeeded")),
+            succeeded: families
+                .database_setup
+                .with_label_values(&with("succeeded")),
             failed: families.database_setup.with_label_values(&with("failed")),
             states: Arc::new(states),
             pinned: families.pinned.clone(),
             pins: families.pins.clone(),
             unpins: families.unpins.clone(),
+            replays: families.replays.with_label_values(&labels),
             pin_handles: Mutex::default(),
             up: families.up.with_label_values(&[target, ROLE]),
         }
@@ -288,8 +299,17 @@ impl PoolMetrics {
 
     /// A database login has ended.
     pub fn setup(&self, succeeded: bool) {
-        if succeeded { self.succeeded.inc() } else { self.failed.inc() }
+        if succeeded {
+            self.succeeded.inc()
+        } else {
+            self.failed.inc()
+        }
         self.up.set(succeeded.into());
+    }
+
+    /// A session's settings were given to another backend.
+    pub fn replayed(&self) {
+        self.replays.inc();
     }
 
     /// A backend is being made; counted until the gauge is dropped.
@@ -305,18 +325,24 @@ impl PoolMetrics {
 
     /// A backend is pinned for a reason, until the guard is dropped.
     pub fn pinned(&self, reason: &'static str) -> PinGuard {
-        let mut handles = self.pin_handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = self
+            .pin_handles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (gauge, pins, unpins) = handles.entry(reason).or_insert_with(|| {
             let [target, role, database, user] = &self.labels;
             let labels = [target.as_str(), role, database, user, reason];
             (
                 self.pinned.with_label_values(&labels),
-                self.pins.with_label_values(&[reason]),
-                self.unpins.with_label_values(&[reason]),
+                self.pins.with_label_values(&labels),
+                self.unpins.with_label_values(&labels),
             )
         });
         pins.inc();
-        PinGuard { _pinned: Counted::new(gauge), unpins: unpins.clone() }
+        PinGuard {
+            _pinned: Counted::new(gauge),
+            unpins: unpins.clone(),
+        }
     }
 }
 
@@ -364,7 +390,9 @@ pub struct TargetMetrics {
 impl TargetMetrics {
     pub(super) fn new(families: &Families, name: &str) -> Self {
         families.up.with_label_values(&[name, ROLE]);
-        Self { allowed: families.allowed.with_label_values(&[name, ROLE]) }
+        Self {
+            allowed: families.allowed.with_label_values(&[name, ROLE]),
+        }
     }
 
     /// The most backends to it; zero: not known yet.

@@ -71,7 +71,12 @@ impl Gate {
     /// A bound of `limit` connections; `None` if the server must be asked first.
     pub fn new(limit: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State { limit, used: 0, queue: VecDeque::new(), evicting: 0 }),
+            state: Mutex::new(State {
+                limit,
+                used: 0,
+                queue: VecDeque::new(),
+                evicting: 0,
+            }),
             waiting: AtomicUsize::new(0),
         })
     }
@@ -137,7 +142,10 @@ impl Gate {
         let mut state = self.lock();
         state.queue.push_back(waiter.clone());
         self.waiting.store(state.queue.len(), Ordering::Release);
-        Ticket { gate: self.clone(), waiter }
+        Ticket {
+            gate: self.clone(),
+            waiter,
+        }
     }
 
     /// A backend of `pool` has become idle.
@@ -153,7 +161,11 @@ impl State {
     fn call_next(&mut self, pool: Option<PoolId>) {
         let uncalled = |waiter: &&Arc<Waiter>| !waiter.is_called();
         let head = self.queue.iter().find(uncalled);
-        let own = self.queue.iter().filter(uncalled).find(|waiter| Some(waiter.pool) == pool);
+        let own = self
+            .queue
+            .iter()
+            .filter(uncalled)
+            .find(|waiter| Some(waiter.pool) == pool);
         let chosen = match (head, own) {
             (Some(head), Some(_)) if head.since.elapsed() > PATIENCE => Some(head),
             (_, Some(own)) => Some(own),
@@ -166,7 +178,11 @@ impl State {
 
     /// A called waiter could not use what was free: the next behind it may.
     fn call_after(&mut self, waiter: &Arc<Waiter>) {
-        let behind = self.queue.iter().skip_while(|other| !Arc::ptr_eq(other, waiter)).skip(1);
+        let behind = self
+            .queue
+            .iter()
+            .skip_while(|other| !Arc::ptr_eq(other, waiter))
+            .skip(1);
         if let Some(next) = behind.into_iter().find(|other| !other.is_called()) {
             next.call();
         }
@@ -208,7 +224,10 @@ impl Ticket {
     /// Nobody of its own pool is ahead of it.
     pub fn is_first_of_pool(&self) -> bool {
         let state = self.gate.lock();
-        let first = state.queue.iter().find(|waiter| waiter.pool == self.waiter.pool);
+        let first = state
+            .queue
+            .iter()
+            .find(|waiter| waiter.pool == self.waiter.pool);
         first.is_none_or(|first| Arc::ptr_eq(first, &self.waiter))
     }
 }
@@ -216,8 +235,12 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = self.gate.lock();
-        state.queue.retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
-        self.gate.waiting.store(state.queue.len(), Ordering::Release);
+        state
+            .queue
+            .retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
+        self.gate
+            .waiting
+            .store(state.queue.len(), Ordering::Release);
         // Served or given up: if there is more to be had, the next one shall look.
         if self.waiter.is_called() {
             state.call_next(None);
@@ -269,7 +292,10 @@ mod tests {
         assert!(gate.try_permit().is_none());
         let (one, two, three) = (gate.enqueue(A), gate.enqueue(A), gate.enqueue(A));
         gate.set_limit(3);
-        assert_eq!([is_called(&one), is_called(&two), is_called(&three)], [true, true, false]);
+        assert_eq!(
+            [is_called(&one), is_called(&two), is_called(&three)],
+            [true, true, false]
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -88,7 +88,10 @@ impl Lease {
     pub(super) fn new(object: Object<BackendManager>, pool: Arc<Pool>) -> Self {
         object.set_state(BackendState::Borrowed);
         pool.metrics().borrowed(1);
-        Self { object: Some(object), pool }
+        Self {
+            object: Some(object),
+            pool,
+        }
     }
 
     fn pooled(&mut self) -> &mut Pooled {
@@ -108,7 +111,9 @@ impl Lease {
 
     /// Back to the pool, for the next one.
     pub fn give_back(mut self, _: GiveBack) {
-        let Some(object) = self.object.take() else { return };
+        let Some(object) = self.object.take() else {
+            return;
+        };
         self.pool.metrics().borrowed(-1);
         if object.expired() {
             self.close(object, DiscardReason::Lifetime);

@@ -74,7 +74,10 @@ pub(super) struct Pooled {
 
 impl Pooled {
     pub(super) fn set_state(&self, state: BackendState) {
-        self.gauge.lock().unwrap_or_else(PoisonError::into_inner).set_state(state);
+        self.gauge
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set_state(state);
     }
 
     pub(super) fn expired(&self) -> bool {
@@ -91,7 +94,9 @@ impl Pooled {
 
     pub(super) fn conn_mut(&mut self) -> &mut BackendConnection {
         #[allow(clippy::expect_used)] // taken out by drop only
-        self.conn.as_mut().expect("a pooled backend has its connection")
+        self.conn
+            .as_mut()
+            .expect("a pooled backend has its connection")
     }
 }
 
@@ -104,7 +109,11 @@ impl Drop for Pooled {
         let held = (self.gauge.clone(), self.drain.watch(), self.evicted.take());
         let busy = self.discard.may_be_running();
         self.runtime.spawn(async move {
-            if busy { conn.cancel_and_close().await } else { conn.close().await }
+            if busy {
+                conn.cancel_and_close().await
+            } else {
+                conn.close().await
+            }
             drop(held);
         });
     }
@@ -162,7 +171,10 @@ async fn connect_pooled(
     // The permit and the gauge live as long as the socket, also if the login fails.
     let hold = Box::new((permit, gauge.clone()));
     let mut conn = connect(&recipe.server, &login, hold).await?;
-    gauge.lock().unwrap_or_else(PoisonError::into_inner).set_tls(conn.tls);
+    gauge
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .set_tls(conn.tls);
     learn_limit(&recipe, &mut conn).await;
     tracing::info!(backend = %conn.id, pool = %key, tls = conn.tls, "backend connected");
     let jitter = rand::rng().random_range(0.9..=1.0);
@@ -187,16 +199,25 @@ const LEARN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Asks the server how many connections it allows, on the first backend made.
 async fn learn_limit(recipe: &Recipe, conn: &mut BackendConnection) {
-    let MaxConnections::Percent(percent) = recipe.max_connections else { return };
+    let MaxConnections::Percent(percent) = recipe.max_connections else {
+        return;
+    };
     if recipe.learned.borrow().is_some() {
         return;
     }
     let answer = simple_query(conn, ALLOWED_SQL, LEARN_DEADLINE).await;
-    let allowed = answer.ok().and_then(|outcome| outcome.first_value()?.parse::<usize>().ok());
+    let allowed = answer
+        .ok()
+        .and_then(|outcome| outcome.first_value()?.parse::<usize>().ok());
     match allowed {
         Some(allowed) => {
             let limit = (allowed * usize::from(percent) / 100).max(1);
-            tracing::info!(allowed, percent, limit, "the server told its max_connections");
+            tracing::info!(
+                allowed,
+                percent,
+                limit,
+                "the server told its max_connections"
+            );
             recipe.learned.send_replace(Some(limit));
         }
         None => tracing::warn!("the server did not tell its max_connections; asking again later"),

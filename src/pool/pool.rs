@@ -18,7 +18,11 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// deadpool never waits for us: the gate does.
-const NO_WAIT: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
+const NO_WAIT: Timeouts = Timeouts {
+    wait: Some(Duration::ZERO),
+    create: None,
+    recycle: None,
+};
 
 /// After the server itself had no connection free: look again soon, somebody else may have left.
 const SERVER_FULL_PAUSE: Duration = Duration::from_millis(200);
@@ -67,10 +71,16 @@ impl ClientFacing for BorrowError {
 
     fn client_message(&self) -> String {
         match self {
-            BorrowError::TimedOut { pool, waited, limit } => format!(
+            BorrowError::TimedOut {
+                pool,
+                waited,
+                limit,
+            } => format!(
                 "timed out after {} s waiting for a free database connection of pool \"{pool}\"{}",
                 waited.as_secs_f64(),
-                limit.map(|limit| format!(" (at most {limit} to this target)")).unwrap_or_default()
+                limit
+                    .map(|limit| format!(" (at most {limit} to this target)"))
+                    .unwrap_or_default()
             ),
             BorrowError::Connect(error) => error.client_message(),
             BorrowError::NoSecret(role) => {
@@ -116,13 +126,22 @@ impl Pool {
         let (key, gate) = (manager.key.clone(), manager.gate.clone());
         let metrics = manager.metrics.clone();
         let size = size_within(cap, gate.limit());
-        #[allow(clippy::expect_used)] // deadpool's only error is timeouts without a runtime: none are set
+        #[allow(clippy::expect_used)]
+        // deadpool's only error is timeouts without a runtime: none are set
         let idle = managed::Pool::builder(manager)
             .max_size(size)
             .queue_mode(QueueMode::Lifo)
             .build()
             .expect("no timeouts are set");
-        Arc::new(Self { id, key, idle, cap, gate, siblings, metrics })
+        Arc::new(Self {
+            id,
+            key,
+            idle,
+            cap,
+            gate,
+            siblings,
+            metrics,
+        })
     }
 
     /// Which pool this is.
@@ -138,6 +157,11 @@ impl Pool {
     /// Counts a pinned backend until dropped.
     pub fn pinned(&self, reason: &'static str) -> PinGuard {
         self.metrics.pinned(reason)
+    }
+
+    /// Counts a session's settings given to one of its backends.
+    pub fn replayed(&self) {
+        self.metrics.replayed();
     }
 
     pub(super) fn metrics(&self) -> &PoolMetrics {
@@ -242,7 +266,11 @@ impl Pool {
     ) -> Vec<Pooled> {
         let mut reasons = Vec::new();
         let result = self.idle.retain(|pooled, metrics| {
-            let reason = if reasons.len() < count { choose(pooled, metrics) } else { None };
+            let reason = if reasons.len() < count {
+                choose(pooled, metrics)
+            } else {
+                None
+            };
             reasons.extend(reason);
             reason.is_none()
         });

@@ -80,12 +80,20 @@ impl TargetPools {
         cap: Option<usize>,
     ) -> Arc<Pool> {
         let name = (database.clone(), role.clone());
-        if let Some(pool) = self.pools.read().unwrap_or_else(PoisonError::into_inner).get(&name) {
+        if let Some(pool) = self
+            .pools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&name)
+        {
             return pool.clone();
         }
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         let id = PoolId(pools.len());
-        pools.entry(name).or_insert_with(|| self.make(id, database, role, cap)).clone()
+        pools
+            .entry(name)
+            .or_insert_with(|| self.make(id, database, role, cap))
+            .clone()
     }
 
     fn make(
@@ -100,23 +108,42 @@ impl TargetPools {
             database: database.clone(),
             role: role.clone(),
         };
-        let metrics = self.metrics.pool(self.name.as_str(), database.as_str(), role.as_str());
+        let metrics = self
+            .metrics
+            .pool(self.name.as_str(), database.as_str(), role.as_str());
         let gate = self.gate.clone();
-        let manager = BackendManager { key, gate, recipe: self.recipe.clone(), metrics };
+        let manager = BackendManager {
+            key,
+            gate,
+            recipe: self.recipe.clone(),
+            metrics,
+        };
         Pool::new(id, manager, cap, Arc::downgrade(self))
     }
 
     fn all(&self) -> Vec<Arc<Pool>> {
-        self.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.pools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     /// Closes one idle backend of another pool than `except`: of the one with most of them.
     pub(super) fn evict_one(&self, except: PoolId) {
         let others = self.all().into_iter().filter(|pool| pool.id() != except);
-        let Some(richest) = others.max_by_key(|pool| pool.idle_count()) else { return };
-        let Some(eviction) = self.gate.try_evict() else { return };
+        let Some(richest) = others.max_by_key(|pool| pool.idle_count()) else {
+            return;
+        };
+        let Some(eviction) = self.gate.try_evict() else {
+            return;
+        };
         // The permit comes free when the server has closed its end; until then no other backend is evicted for it.
-        if let Some(mut evicted) = richest.take_idle(1, |_, _| Some(DiscardReason::Evicted)).pop() {
+        if let Some(mut evicted) = richest
+            .take_idle(1, |_, _| Some(DiscardReason::Evicted))
+            .pop()
+        {
             evicted.evicted = Some(eviction);
         }
     }
@@ -151,7 +178,10 @@ impl TargetPools {
 
     fn reap(&self) {
         let pools = self.all();
-        let kept = self.gate.limit().map_or(usize::MAX, |limit| limit * self.max_idle_percent / 100);
+        let kept = self
+            .gate
+            .limit()
+            .map_or(usize::MAX, |limit| limit * self.max_idle_percent / 100);
         let idle: usize = pools.iter().map(|pool| pool.idle_count()).sum();
         let mut surplus = idle.saturating_sub(kept);
         for pool in pools {

@@ -45,7 +45,12 @@ impl Farewell {
     pub(super) async fn run(mut self) {
         let settled = tokio::time::timeout(DEADLINE, self.settle()).await;
         let trusted = tokio::time::timeout(DEADLINE, self.cancel.take_back()).await;
-        let Self { mut lease, relay, up, .. } = self;
+        let Self {
+            mut lease,
+            relay,
+            up,
+            ..
+        } = self;
         match settled {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

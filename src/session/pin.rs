@@ -123,6 +123,8 @@ impl PinReasons {
 
     /// The reasons, one by one.
     pub fn iter(self) -> impl Iterator<Item = PinReason> {
-        PinReason::ALL.into_iter().filter(move |reason| self.contains(*reason))
+        PinReason::ALL
+            .into_iter()
+            .filter(move |reason| self.contains(*reason))
     }
 }

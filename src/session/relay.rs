@@ -12,9 +12,7 @@
 
 use super::pin::{PinReason, PinReasons};
 use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
-use super::requests::{
-    CLOSE_UNNAMED, Need, Next, RequestReader, Told, Unnamed, Violation, look,
-};
+use super::requests::{CLOSE_UNNAMED, Need, Next, RequestReader, Told, Unnamed, Violation, look};
 use super::statement::Effects;
 use crate::backend::connection::{BackendConnection, Parameters};
 use crate::backend::settings::Settings;
@@ -268,7 +266,11 @@ impl Relay {
                         self.quit = true;
                         break;
                     }
-                    Next::Frame { header, expect, need } => {
+                    Next::Frame {
+                        header,
+                        expect,
+                        need,
+                    } => {
                         self.begin_request(header, expect, need, sides);
                     }
                 }
@@ -373,7 +375,11 @@ impl Relay {
             return Ok(());
         }
         self.note_state_left(sides);
-        if self.pins.is_empty() { Err(RelayEnd::Released) } else { Ok(()) }
+        if self.pins.is_empty() {
+            Err(RelayEnd::Released)
+        } else {
+            Ok(())
+        }
     }
 
     /// The server's own words about what is left, beside what the text told.
@@ -409,8 +415,13 @@ impl Relay {
                 Ok(None) => return Ok(()),
                 Err(bad) => return Err(RelayEnd::BackendFault(bad.into())),
             };
-            let Some(action) = self.match_reply(header, sides)? else { return Ok(()) };
-            self.passing = Some(Passing { remaining: header.frame_len(), action });
+            let Some(action) = self.match_reply(header, sides)? else {
+                return Ok(());
+            };
+            self.passing = Some(Passing {
+                remaining: header.frame_len(),
+                action,
+            });
         }
     }
 
@@ -545,7 +556,9 @@ fn is_unnamed_parse(header: Header, frame: &[u8]) -> bool {
 
 /// What a request's text says about statement mode: true if it opens a transaction block.
 pub(super) fn opens_transaction(frame: &[u8]) -> bool {
-    let Ok(Some(header)) = Header::parse(frame) else { return false };
+    let Ok(Some(header)) = Header::parse(frame) else {
+        return false;
+    };
     if frame.len() < header.frame_len() || !matches!(header.tag, b'Q' | b'P') {
         return false;
     }

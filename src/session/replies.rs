@@ -97,7 +97,9 @@ impl PendingReplies {
 
     /// What comes now answers a query of the proxy's own.
     pub fn is_replaying(&self) -> bool {
-        self.entries.front().is_some_and(|front| front.is_own_query())
+        self.entries
+            .front()
+            .is_some_and(|front| front.is_own_query())
     }
 
     /// True when so much is in flight that the client must wait.
@@ -176,7 +178,11 @@ impl PendingReplies {
         let Some(front) = self.entries.front().copied() else {
             // The answer to a Sync that a failed COPY did not swallow after all.
             let ambiguous = self.fence_needed;
-            return if ambiguous { Ok(ReplyAction::Forward) } else { Err(UnexpectedReply { tag: b'Z' }) };
+            return if ambiguous {
+                Ok(ReplyAction::Forward)
+            } else {
+                Err(UnexpectedReply { tag: b'Z' })
+            };
         };
         match front.expect {
             Expect::Sync | Expect::Query | Expect::FunctionCall => {
@@ -195,7 +201,11 @@ impl PendingReplies {
     }
 
     fn pass_copy_marks(&mut self) {
-        while self.entries.front().is_some_and(|entry| entry.expect == Expect::CopyEnd) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|entry| entry.expect == Expect::CopyEnd)
+        {
             self.entries.pop_front();
         }
     }
@@ -210,18 +220,29 @@ impl PendingReplies {
         match front.expect {
             Expect::Sync | Expect::Query | Expect::FunctionCall | Expect::Fence => {}
             _ => {
-                let next_sync = self.entries.iter().position(|entry| entry.expect == Expect::Sync);
+                let next_sync = self
+                    .entries
+                    .iter()
+                    .position(|entry| entry.expect == Expect::Sync);
                 self.skipping_to_sync = next_sync.is_none();
-                self.entries.drain(..next_sync.unwrap_or(self.entries.len()));
+                self.entries
+                    .drain(..next_sync.unwrap_or(self.entries.len()));
                 self.pass_copy_marks();
             }
         }
-        if front.is_own_query() { ReplyAction::Skip } else { ReplyAction::Forward }
+        if front.is_own_query() {
+            ReplyAction::Skip
+        } else {
+            ReplyAction::Forward
+        }
     }
 
     /// CopyInResponse: Syncs sent behind the COPY and before the end of its data are swallowed by the server.
     fn on_copy_in(&mut self) {
-        let end = self.entries.iter().position(|entry| entry.expect == Expect::CopyEnd);
+        let end = self
+            .entries
+            .iter()
+            .position(|entry| entry.expect == Expect::CopyEnd);
         self.copying_in = end.is_none();
         let until = end.unwrap_or(self.entries.len());
         let mut index = 0;
@@ -256,11 +277,17 @@ fn answers(expect: Expect, tag: u8) -> (bool, bool) {
         Expect::Close => (matches!(tag, b'3' | b'E'), true),
         Expect::Describe => (matches!(tag, b't' | b'T' | b'n' | b'E'), tag != b't'),
         Expect::Execute => (
-            matches!(tag, b'D' | b'C' | b'I' | b's' | b'G' | b'H' | b'd' | b'c' | b'E'),
+            matches!(
+                tag,
+                b'D' | b'C' | b'I' | b's' | b'G' | b'H' | b'd' | b'c' | b'E'
+            ),
             matches!(tag, b'C' | b'I' | b's'),
         ),
         Expect::Query => (
-            matches!(tag, b'T' | b'D' | b'C' | b'I' | b'G' | b'H' | b'd' | b'c' | b'E'),
+            matches!(
+                tag,
+                b'T' | b'D' | b'C' | b'I' | b'G' | b'H' | b'd' | b'c' | b'E'
+            ),
             false,
         ),
         Expect::FunctionCall => (matches!(tag, b'V' | b'E'), false),
@@ -288,8 +315,11 @@ mod tests {
             } else if direction == "!" {
                 replies.push(expect_of(tag), ReplyAction::Skip);
             } else {
-                let action =
-                    if tag == b'Z' { replies.on_ready()? } else { replies.on_reply(tag)? };
+                let action = if tag == b'Z' {
+                    replies.on_ready()?
+                } else {
+                    replies.on_reply(tag)?
+                };
                 if tag == b'I' {
                     replies.on_empty_query();
                 }
@@ -345,7 +375,11 @@ mod tests {
             (">P >S >P >S <E <Z <1 <Z", "EZ1Z", true),
         ] {
             let (got, replies) = run(script).unwrap_or_else(|error| panic!("{script}: {error}"));
-            assert_eq!((got.as_str(), replies.is_settled()), (forwarded, settled), "{script}");
+            assert_eq!(
+                (got.as_str(), replies.is_settled()),
+                (forwarded, settled),
+                "{script}"
+            );
             assert!(!replies.needs_fence(), "{script}");
         }
     }
@@ -384,14 +418,25 @@ mod tests {
             ">E >S <G <E >c >S !0 <Z <Z <I <Z",
         ] {
             let (got, replies) = run(script).unwrap_or_else(|error| panic!("{script}: {error}"));
-            assert!(got.starts_with("GEZ") && !got.contains('I'), "{script}: {got}");
+            assert!(
+                got.starts_with("GEZ") && !got.contains('I'),
+                "{script}: {got}"
+            );
             assert!(replies.is_settled() && !replies.needs_fence(), "{script}");
         }
     }
 
     #[test]
     fn a_reply_nobody_asked_for_is_an_error() {
-        for script in ["<Z", "<D", ">P <2", ">Q <1", ">S <C", ">Q <C <Z <Z", ">B <T"] {
+        for script in [
+            "<Z",
+            "<D",
+            ">P <2",
+            ">Q <1",
+            ">S <C",
+            ">Q <C <Z <Z",
+            ">B <T",
+        ] {
             assert!(run(script).is_err(), "{script}");
         }
     }

@@ -89,9 +89,17 @@ enum Body {
     Opaque,
     Query(StatementReader),
     /// The name of a Parse: has any byte of it come?
-    ParseName { named: bool },
-    ParseText { named: bool, reader: StatementReader },
-    ParseRest { named: bool, effects: Effects },
+    ParseName {
+        named: bool,
+    },
+    ParseText {
+        named: bool,
+        reader: StatementReader,
+    },
+    ParseRest {
+        named: bool,
+        effects: Effects,
+    },
 }
 
 /// Reads one frame after the other.
@@ -104,7 +112,11 @@ pub struct RequestReader {
 
 impl Default for RequestReader {
     fn default() -> Self {
-        Self { remaining: 0, body: Body::Opaque, keeping: false }
+        Self {
+            remaining: 0,
+            body: Body::Opaque,
+            keeping: false,
+        }
     }
 }
 
@@ -113,7 +125,12 @@ pub fn look(bytes: &[u8]) -> Result<Next, Violation> {
     let header = match Header::parse(bytes) {
         Ok(Some(header)) => header,
         Ok(None) => return Ok(Next::Incomplete),
-        Err(bad) => return Err(Violation::BadLength { tag: bad.tag, len: bad.len as usize }),
+        Err(bad) => {
+            return Err(Violation::BadLength {
+                tag: bad.tag,
+                len: bad.len as usize,
+            });
+        }
     };
     let (expect, small) = match header.tag {
         b'Q' => (Some(Expect::Query), false),
@@ -131,12 +148,23 @@ pub fn look(bytes: &[u8]) -> Result<Next, Violation> {
         other => return Err(Violation::UnknownType(other)),
     };
     if small && header.body_len > SMALL_LEN_MAX {
-        return Err(Violation::BadLength { tag: header.tag, len: header.body_len });
+        return Err(Violation::BadLength {
+            tag: header.tag,
+            len: header.body_len,
+        });
     }
     match uses_unnamed(header, &bytes[HEADER_LEN..])? {
         None => Ok(Next::Incomplete),
-        Some(true) => Ok(Next::Frame { header, expect, need: Need::UnnamedStatement }),
-        Some(false) => Ok(Next::Frame { header, expect, need: Need::Nothing }),
+        Some(true) => Ok(Next::Frame {
+            header,
+            expect,
+            need: Need::UnnamedStatement,
+        }),
+        Some(false) => Ok(Next::Frame {
+            header,
+            expect,
+            need: Need::Nothing,
+        }),
     }
 }
 
@@ -247,14 +275,20 @@ impl RequestReader {
                         return;
                     };
                     body = &body[end + 1..];
-                    self.body = Body::ParseText { named, reader: StatementReader::default() };
+                    self.body = Body::ParseText {
+                        named,
+                        reader: StatementReader::default(),
+                    };
                 }
                 Body::ParseText { named, reader } => {
                     let end = body.iter().position(|&byte| byte == 0);
                     reader.feed(&body[..end.unwrap_or(body.len())]);
                     if end.is_some() {
                         let effects = std::mem::take(reader).finish();
-                        self.body = Body::ParseRest { named: *named, effects };
+                        self.body = Body::ParseRest {
+                            named: *named,
+                            effects,
+                        };
                     }
                     return;
                 }
@@ -265,8 +299,14 @@ impl RequestReader {
     fn finish(&mut self) -> Option<Told> {
         match std::mem::replace(&mut self.body, Body::Opaque) {
             Body::Query(reader) => Some(Told::Text(reader.finish())),
-            Body::ParseRest { named: true, effects } => Some(Told::Named(effects)),
-            Body::ParseRest { named: false, effects } => Some(Told::Text(effects)),
+            Body::ParseRest {
+                named: true,
+                effects,
+            } => Some(Told::Named(effects)),
+            Body::ParseRest {
+                named: false,
+                effects,
+            } => Some(Told::Text(effects)),
             // A Parse without an end: the server will refuse it.
             Body::Opaque | Body::ParseName { .. } | Body::ParseText { .. } => None,
         }
@@ -292,14 +332,36 @@ mod tests {
         let bind = frame(b'B', b"portal\0\0\0\0\0\0\0\0");
         assert!(matches!(
             look(&bind),
-            Ok(Next::Frame { expect: Some(Expect::Bind), need: Need::UnnamedStatement, .. })
+            Ok(Next::Frame {
+                expect: Some(Expect::Bind),
+                need: Need::UnnamedStatement,
+                ..
+            })
         ));
         let named = frame(b'B', b"\0s1\0\0\0\0\0\0\0");
-        assert!(matches!(look(&named), Ok(Next::Frame { need: Need::Nothing, .. })));
+        assert!(matches!(
+            look(&named),
+            Ok(Next::Frame {
+                need: Need::Nothing,
+                ..
+            })
+        ));
         let describe = frame(b'D', b"S\0");
-        assert!(matches!(look(&describe), Ok(Next::Frame { need: Need::UnnamedStatement, .. })));
+        assert!(matches!(
+            look(&describe),
+            Ok(Next::Frame {
+                need: Need::UnnamedStatement,
+                ..
+            })
+        ));
         let portal = frame(b'D', b"P\0");
-        assert!(matches!(look(&portal), Ok(Next::Frame { need: Need::Nothing, .. })));
+        assert!(matches!(
+            look(&portal),
+            Ok(Next::Frame {
+                need: Need::Nothing,
+                ..
+            })
+        ));
         assert_eq!(look(b"X\0\0\0\x04"), Ok(Next::Quit));
         assert_eq!(look(b"Q\0\0"), Ok(Next::Incomplete));
     }
@@ -310,18 +372,33 @@ mod tests {
         for cut in HEADER_LEN..HEADER_LEN + 7 {
             assert_eq!(look(&bind[..cut]), Ok(Next::Incomplete), "{cut}");
         }
-        assert!(matches!(look(&bind[..HEADER_LEN + 8]), Ok(Next::Frame { .. })));
+        assert!(matches!(
+            look(&bind[..HEADER_LEN + 8]),
+            Ok(Next::Frame { .. })
+        ));
         assert_eq!(look(&frame(b'B', b"no end")), Err(Violation::BadName(b'B')));
         let endless = frame(b'B', &vec![b'x'; 20_000]);
-        assert_eq!(look(&endless[..NAMES_LEN_MAX + 10]), Err(Violation::BadName(b'B')));
+        assert_eq!(
+            look(&endless[..NAMES_LEN_MAX + 10]),
+            Err(Violation::BadName(b'B'))
+        );
     }
 
     #[test]
     fn impossible_frames_are_refused() {
         assert_eq!(look(b"?\0\0\0\x04"), Err(Violation::UnknownType(b'?')));
-        assert!(matches!(look(b"S\0\x10\0\0"), Err(Violation::BadLength { .. })));
-        assert!(matches!(look(b"Q\0\0\0\x01"), Err(Violation::BadLength { .. })));
-        assert!(matches!(look(b"Q\x7f\xff\xff\xff"), Err(Violation::BadLength { .. })));
+        assert!(matches!(
+            look(b"S\0\x10\0\0"),
+            Err(Violation::BadLength { .. })
+        ));
+        assert!(matches!(
+            look(b"Q\0\0\0\x01"),
+            Err(Violation::BadLength { .. })
+        ));
+        assert!(matches!(
+            look(b"Q\x7f\xff\xff\xff"),
+            Err(Violation::BadLength { .. })
+        ));
     }
 
     fn read(frame: &[u8], piece: usize) -> (Option<Told>, Unnamed) {
@@ -358,6 +435,9 @@ mod tests {
         let mut body = vec![0];
         body.extend(std::iter::repeat_n(b' ', UNNAMED_LEN_MAX));
         body.extend_from_slice(b"\0\0\0");
-        assert!(matches!(read(&frame(b'P', &body), 1000).1, Unnamed::TooLong));
+        assert!(matches!(
+            read(&frame(b'P', &body), 1000).1,
+            Unnamed::TooLong
+        ));
     }
 }

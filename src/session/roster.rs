@@ -33,8 +33,13 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Phase; 5] =
-        [Phase::Idle, Phase::Waiting, Phase::Active, Phase::InTransaction, Phase::Pinned];
+    const ALL: [Phase; 5] = [
+        Phase::Idle,
+        Phase::Waiting,
+        Phase::Active,
+        Phase::InTransaction,
+        Phase::Pinned,
+    ];
 }
 
 /// What a session is told from outside.
@@ -96,7 +101,8 @@ pub struct Entry {
 impl Control {
     /// The session enters a phase.
     pub fn enter(&self, phase: Phase) {
-        self.since.store(self.clock.0.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.since
+            .store(self.clock.0.load(Ordering::Relaxed), Ordering::Relaxed);
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
@@ -167,9 +173,16 @@ impl Roster {
         });
         let mut sessions = self.lock();
         // Under the lock: an order to all either finds the session here or has left its mark.
-        control.orders.store(self.standing_orders.load(Ordering::Acquire), Ordering::Release);
+        control.orders.store(
+            self.standing_orders.load(Ordering::Acquire),
+            Ordering::Release,
+        );
         sessions.insert(client, control.clone());
-        Entry { roster: self.clone(), client, control }
+        Entry {
+            roster: self.clone(),
+            client,
+            control,
+        }
     }
 
     /// Live sessions.
@@ -189,7 +202,11 @@ impl Roster {
     }
 
     fn give_timeouts(&self) {
-        for control in self.lock().values().filter(|control| control.overdue(&self.timeouts)) {
+        for control in self
+            .lock()
+            .values()
+            .filter(|control| control.overdue(&self.timeouts))
+        {
             control.give(TIMED_OUT);
         }
     }

@@ -275,7 +275,9 @@ impl Session {
 
     /// Answers the request at the front with an error, as PostgreSQL would; the session lives on.
     fn refuse(&mut self, error: &ErrorMessage) {
-        let Ok(Next::Frame { header, .. }) = look(self.up.unread()) else { return };
+        let Ok(Next::Frame { header, .. }) = look(self.up.unread()) else {
+            return;
+        };
         error.encode(&mut self.outbox);
         self.skipping = header.frame_len();
         if matches!(header.tag, b'Q' | b'F') {
@@ -293,7 +295,9 @@ impl Session {
         poll_fn(|cx| {
             match borrowing.as_mut().poll(cx) {
                 Poll::Ready(Ok(lease)) => return Poll::Ready(Waited::Lent(lease)),
-                Poll::Ready(Err(error)) => return Poll::Ready(Waited::Refused(self.no_backend(&error))),
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Waited::Refused(self.no_backend(&error)));
+                }
                 Poll::Pending => {}
             }
             if !std::mem::replace(&mut waiting, true) {
@@ -343,9 +347,11 @@ impl Session {
         let (mut relay, replayed) =
             Relay::start(self.hold, &self.settings, lease.conn(), &mut self.up);
         if replayed {
-            self.metrics.replayed();
+            self.pool.replayed();
         }
-        let ended = Watch::new(since).run(&mut self, &mut lease, &mut relay).await;
+        let ended = Watch::new(since)
+            .run(&mut self, &mut lease, &mut relay)
+            .await;
         match ended {
             Ended::Relay(RelayEnd::Released) => Ok(self.release(lease, relay).await),
             Ended::Relay(end) => Err(self.end(lease, relay, end).await),
@@ -396,10 +402,28 @@ impl Session {
 
     /// Hands the backend to a task that brings it to rest; the client's connection closes when that is done.
     fn leave(self, lease: Lease, relay: Relay, polite: bool) {
-        let Self { stream, up, cancel, entry, watch, .. } = self;
+        let Self {
+            stream,
+            up,
+            cancel,
+            entry,
+            watch,
+            ..
+        } = self;
         // The client is gone from the roster at once; its cancel key lives until its backend is at rest.
         drop(entry);
-        tokio::spawn(Farewell { lease, relay, up, stream, cancel, polite, _watch: watch }.run());
+        tokio::spawn(
+            Farewell {
+                lease,
+                relay,
+                up,
+                stream,
+                cancel,
+                polite,
+                _watch: watch,
+            }
+            .run(),
+        );
     }
 
     /// Sends what the relay still has for the client, and a last message.
@@ -587,29 +611,48 @@ fn describe(end: &RelayEnd, client_knows: bool) -> (CloseReason, Option<ErrorMes
         RelayEnd::BackendGone => {
             let text = "the database connection was lost while it was in use; \
                         whether the last statement took effect is not known";
-            (CloseReason::BackendLost, fatal(SqlState::CONNECTION_FAILURE, text))
+            (
+                CloseReason::BackendLost,
+                fatal(SqlState::CONNECTION_FAILURE, text),
+            )
         }
         RelayEnd::BackendFault(fault) => {
             let text = format!("the database server broke the protocol: {fault}");
-            (CloseReason::BackendLost, fatal(SqlState::PROTOCOL_VIOLATION, &text))
+            (
+                CloseReason::BackendLost,
+                fatal(SqlState::PROTOCOL_VIOLATION, &text),
+            )
         }
         RelayEnd::SettingsRefused(error) => {
-            let text = format!("the session's settings could not be applied: {}", error.message);
+            let text = format!(
+                "the session's settings could not be applied: {}",
+                error.message
+            );
             (CloseReason::SettingsRefused, fatal(error.code, &text))
         }
-        RelayEnd::TransactionInStatementMode => {
-            (CloseReason::StatementMode, Some(statement_mode_error(Severity::Fatal)))
-        }
+        RelayEnd::TransactionInStatementMode => (
+            CloseReason::StatementMode,
+            Some(statement_mode_error(Severity::Fatal)),
+        ),
     }
 }
 
 fn error_message(severity: Severity, code: SqlState, message: &str) -> ErrorMessage {
-    ErrorMessage { severity, code, message: message.into(), detail: None, hint: None }
+    ErrorMessage {
+        severity,
+        code,
+        message: message.into(),
+        detail: None,
+        hint: None,
+    }
 }
 
 fn violation(violation: Violation) -> (CloseReason, Option<ErrorMessage>) {
-    let words =
-        error_message(Severity::Fatal, SqlState::PROTOCOL_VIOLATION, &violation.to_string());
+    let words = error_message(
+        Severity::Fatal,
+        SqlState::PROTOCOL_VIOLATION,
+        &violation.to_string(),
+    );
     (CloseReason::ProtocolViolation, Some(words))
 }
 

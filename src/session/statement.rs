@@ -62,9 +62,14 @@ enum State {
     /// After `/`.
     Slash,
     /// Inside `/* … */`, with the byte before.
-    BlockComment { depth: u32, previous: u8 },
+    BlockComment {
+        depth: u32,
+        previous: u8,
+    },
     /// Inside `'…'`.
-    String { escapes: bool },
+    String {
+        escapes: bool,
+    },
     /// After a backslash in `E'…'`.
     StringEscape,
     /// Inside `"…"`.
@@ -72,7 +77,9 @@ enum State {
     /// After `$`: a tag, or a parameter such as `$1`.
     DollarTag,
     /// Inside `$tag$ … $tag$`: how much of the closing tag has matched.
-    DollarQuote { matched: usize },
+    DollarQuote {
+        matched: usize,
+    },
 }
 
 /// Reads one Query or Parse text.
@@ -139,7 +146,10 @@ impl StatementReader {
             State::Word => self.in_word(byte),
             State::Dash if byte == b'-' => self.state = State::LineComment,
             State::Slash if byte == b'*' => {
-                self.state = State::BlockComment { depth: 1, previous: 0 };
+                self.state = State::BlockComment {
+                    depth: 1,
+                    previous: 0,
+                };
             }
             State::Dash | State::Slash => self.normal(byte),
             State::LineComment if matches!(byte, b'\n' | b'\r') => self.state = State::Normal,
@@ -197,9 +207,18 @@ impl StatementReader {
     fn comment(&mut self, depth: u32, previous: u8, byte: u8) {
         self.state = match (previous, byte) {
             (b'*', b'/') if depth == 1 => State::Normal,
-            (b'*', b'/') => State::BlockComment { depth: depth - 1, previous: 0 },
-            (b'/', b'*') => State::BlockComment { depth: depth.saturating_add(1), previous: 0 },
-            _ => State::BlockComment { depth, previous: byte },
+            (b'*', b'/') => State::BlockComment {
+                depth: depth - 1,
+                previous: 0,
+            },
+            (b'/', b'*') => State::BlockComment {
+                depth: depth.saturating_add(1),
+                previous: 0,
+            },
+            _ => State::BlockComment {
+                depth,
+                previous: byte,
+            },
         };
     }
 
@@ -228,11 +247,15 @@ impl StatementReader {
             if matched == self.tag_len + 1 {
                 State::Normal
             } else {
-                State::DollarQuote { matched: matched + 1 }
+                State::DollarQuote {
+                    matched: matched + 1,
+                }
             }
         } else {
             // No tag contains `$`, so a mismatch can only start over at this byte.
-            State::DollarQuote { matched: usize::from(byte == b'$') }
+            State::DollarQuote {
+                matched: usize::from(byte == b'$'),
+            }
         };
     }
 
@@ -250,7 +273,11 @@ impl StatementReader {
     fn end_word(&mut self) {
         self.state = State::Normal;
         let mut word = [0; WORD_MAX];
-        let len = if self.word_len <= WORD_MAX { self.word_len } else { 0 };
+        let len = if self.word_len <= WORD_MAX {
+            self.word_len
+        } else {
+            0
+        };
         word[..len].copy_from_slice(&self.word[..len]);
         let word = &word[..len];
         self.notice_name(word);
@@ -345,14 +372,23 @@ mod tests {
             ("set local x = 1", NONE),
             ("set transaction isolation level serializable", NONE),
             ("set constraints all deferred", NONE),
-            ("set session characteristics as transaction read only", Effects::SETTINGS),
+            (
+                "set session characteristics as transaction read only",
+                Effects::SETTINGS,
+            ),
             ("set role bob", Effects::SETTINGS),
             ("reset all", Effects::SETTINGS),
-            ("  -- set x\n /* set /* nested */ y */ select 'set' ; ", NONE),
+            (
+                "  -- set x\n /* set /* nested */ y */ select 'set' ; ",
+                NONE,
+            ),
             ("select 1; set x = 1", Effects::SETTINGS),
             ("update t set a = 1", NONE),
             ("select set_config('a','b',false)", Effects::SETTINGS),
-            ("select pg_catalog.\"set_config\"('a','b',false)", Effects::SETTINGS),
+            (
+                "select pg_catalog.\"set_config\"('a','b',false)",
+                Effects::SETTINGS,
+            ),
             ("select 'set_config'", NONE),
             ("select $$set_config$$, $a$ $$ ; set x $ $a $a$", NONE),
             ("select $1, $2; set x = 1", Effects::SETTINGS),
@@ -364,19 +400,28 @@ mod tests {
             ("prepare p as select 1", Effects::SQL_PREPARE),
             ("prepare transaction 'x'", NONE),
             ("create temp table t (a int)", Effects::TEMP_OBJECT),
-            ("create or replace local temporary view v as select 1", Effects::TEMP_OBJECT),
+            (
+                "create or replace local temporary view v as select 1",
+                Effects::TEMP_OBJECT,
+            ),
             ("create table t (temp int, temporary int)", NONE),
             ("create table pg_temp.t (a int)", Effects::TEMP_OBJECT),
             ("select 1 into temp t", Effects::TEMP_OBJECT),
             ("select 1 into t", NONE),
             ("declare c cursor for select 1", NONE),
-            ("declare c cursor with hold for select 1", Effects::HOLD_CURSOR),
+            (
+                "declare c cursor with hold for select 1",
+                Effects::HOLD_CURSOR,
+            ),
             ("declare c cursor without hold for select 1", NONE),
             ("listen x", Effects::LISTEN),
             ("unlisten x", NONE),
             ("notify x", NONE),
             ("select pg_advisory_lock(1)", Effects::ADVISORY_LOCK),
-            ("select pg_try_advisory_lock_shared(1, 2)", Effects::ADVISORY_LOCK),
+            (
+                "select pg_try_advisory_lock_shared(1, 2)",
+                Effects::ADVISORY_LOCK,
+            ),
             ("select pg_advisory_xact_lock(1)", NONE),
             ("select pg_advisory_unlock(1)", NONE),
             ("load 'auto_explain'", Effects::LOAD),

@@ -46,7 +46,9 @@ pub enum UpgradeError {
 
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connector").field("mode", &self.mode).finish_non_exhaustive()
+        f.debug_struct("Connector")
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
     }
 }
 
@@ -57,17 +59,28 @@ impl Connector {
         let mut roots = RootCertStore::empty();
         if let Some(path) = &config.ca_file {
             for certificate in files::certificates(path)? {
-                roots.add(certificate).map_err(|error| TlsFilesError::unusable(path, error))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| TlsFilesError::unusable(path, error))?;
             }
         }
         let chain = if roots.is_empty() {
             None
         } else {
-            let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+            let builder =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
             let path = config.ca_file.clone().unwrap_or_default();
-            Some(builder.build().map_err(|error| TlsFilesError::unusable(&path, error))?)
+            Some(
+                builder
+                    .build()
+                    .map_err(|error| TlsFilesError::unusable(&path, error))?,
+            )
         };
-        let verifier = Verifier { mode: config.mode, chain, provider: provider.clone() };
+        let verifier = Verifier {
+            mode: config.mode,
+            chain,
+            provider: provider.clone(),
+        };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(TlsFilesError::Provider)?
@@ -83,7 +96,10 @@ impl Connector {
                     .map_err(|error| TlsFilesError::unusable(&own.certificate_file, error))?
             }
         };
-        Ok(Self { mode: config.mode, tls: TlsConnector::from(Arc::new(tls)) })
+        Ok(Self {
+            mode: config.mode,
+            tls: TlsConnector::from(Arc::new(tls)),
+        })
     }
 
     /// Encrypts a fresh connection as the mode says. Unix sockets stay as they are, as with libpq.
@@ -103,7 +119,11 @@ impl Connector {
         }
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| UpgradeError::Name(host.to_owned()))?;
-        let tls = self.tls.connect(name, socket).await.map_err(UpgradeError::Handshake)?;
+        let tls = self
+            .tls
+            .connect(name, socket)
+            .await
+            .map_err(UpgradeError::Handshake)?;
         Ok(Stream::Tls(Box::new(tls.into())))
     }
 }
@@ -120,7 +140,9 @@ fn label(mode: SslMode) -> &'static str {
 
 /// The tls-server-end-point channel binding of the server's certificate, inside TLS.
 pub fn channel_binding(stream: &Stream) -> Option<Vec<u8>> {
-    let Stream::Tls(tls) = stream else { return None };
+    let Stream::Tls(tls) = stream else {
+        return None;
+    };
     let certificate = tls.get_ref().1.peer_certificates()?.first()?;
     end_point::hash(certificate)
 }
@@ -142,7 +164,10 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if matches!(self.mode, SslMode::Disable | SslMode::Prefer | SslMode::Require) {
+        if matches!(
+            self.mode,
+            SslMode::Disable | SslMode::Prefer | SslMode::Require
+        ) {
             return Ok(ServerCertVerified::assertion());
         }
         let Some(chain) = &self.chain else {
@@ -184,6 +209,8 @@ impl ServerCertVerifier for Verifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

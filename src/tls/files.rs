@@ -33,12 +33,18 @@ pub enum TlsFilesError {
 
 impl TlsFilesError {
     pub(super) fn unusable(path: &Path, error: impl std::fmt::Display) -> Self {
-        Self::Unusable { path: path.to_owned(), reason: error.to_string() }
+        Self::Unusable {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }
     }
 }
 
 fn unreadable(path: &Path, error: impl std::fmt::Display) -> TlsFilesError {
-    TlsFilesError::Unreadable { path: path.to_owned(), reason: error.to_string() }
+    TlsFilesError::Unreadable {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
 }
 
 /// All certificates of a PEM file.

@@ -31,7 +31,11 @@ pub struct Flow {
 impl Flow {
     /// Starts with bytes already read and not yet examined.
     pub fn with_unread(buf: BytesMut) -> Self {
-        Self { buf, ready: 0, unflushed: false }
+        Self {
+            buf,
+            ready: 0,
+            unflushed: false,
+        }
     }
 
     /// Nothing ready, nothing unread.
@@ -117,8 +121,13 @@ impl Flow {
     }
 
     fn grow(&mut self) {
-        let wanted = if self.buf.is_empty() { CAPACITY_FIRST } else { CAPACITY_BULK };
-        self.buf.reserve(wanted.saturating_sub(self.buf.len()).max(CAPACITY_FIRST));
+        let wanted = if self.buf.is_empty() {
+            CAPACITY_FIRST
+        } else {
+            CAPACITY_BULK
+        };
+        self.buf
+            .reserve(wanted.saturating_sub(self.buf.len()).max(CAPACITY_FIRST));
     }
 
     /// Writes all that is ready; `Ready` when nothing is left of it.
@@ -128,8 +137,7 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         while self.ready > 0 {
-            let written =
-                ready!(Pin::new(&mut *stream).poll_write(cx, &self.buf[..self.ready]))?;
+            let written = ready!(Pin::new(&mut *stream).poll_write(cx, &self.buf[..self.ready]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -164,7 +172,12 @@ mod tests {
         for (ready, unread, count, expected) in [
             ("", "skipkeep", 4, ("", "keep")),
             ("ready", "skipkeep", 4, ("ready", "keep")),
-            ("longer than what is removed", "xkeep", 1, ("longer than what is removed", "keep")),
+            (
+                "longer than what is removed",
+                "xkeep",
+                1,
+                ("longer than what is removed", "keep"),
+            ),
             ("r", "skip", 4, ("r", "")),
         ] {
             let mut flow = flow(ready, unread);
@@ -185,8 +198,14 @@ mod tests {
         let mut source = std::io::Cursor::new(vec![7u8; 1_000_000]);
         let mut flow = Flow::default();
         while flow.has_room() {
-            std::future::poll_fn(|cx| flow.poll_fill(&mut source, cx)).await.unwrap();
+            std::future::poll_fn(|cx| flow.poll_fill(&mut source, cx))
+                .await
+                .unwrap();
         }
-        assert!(flow.unread().len() < 3 * CAPACITY_BULK, "{}", flow.unread().len());
+        assert!(
+            flow.unread().len() < 3 * CAPACITY_BULK,
+            "{}",
+            flow.unread().len()
+        );
     }
 }

@@ -44,13 +44,19 @@ impl ServerError {
     /// Reads the body of an ErrorResponse or NoticeResponse; what is missing or malformed gets a stand-in.
     pub fn parse(body: &[u8]) -> Self {
         let field = |wanted: u8| {
-            fields(body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+            fields(body)
+                .find(|(kind, _)| *kind == wanted)
+                .map(|(_, value)| value)
         };
         let text = |wanted| field(wanted).map(|value| String::from_utf8_lossy(value).into_owned());
         Self {
             // V is the severity untranslated, since 9.6.
-            severity: text(b'V').or_else(|| text(b'S')).unwrap_or_else(|| "ERROR".into()),
-            code: field(b'C').and_then(SqlState::parse).unwrap_or(SqlState::INTERNAL_ERROR),
+            severity: text(b'V')
+                .or_else(|| text(b'S'))
+                .unwrap_or_else(|| "ERROR".into()),
+            code: field(b'C')
+                .and_then(SqlState::parse)
+                .unwrap_or(SqlState::INTERNAL_ERROR),
             message: text(b'M').unwrap_or_else(|| "(no message)".into()),
         }
     }
@@ -126,7 +132,9 @@ pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
 /// Reads a BackendKeyData: process id and secret (4 bytes in protocol 3.0, up to 256 in 3.2).
 pub fn backend_key_data(body: &[u8]) -> Option<(u32, &[u8])> {
     let (pid, secret) = body.split_first_chunk::<4>()?;
-    (4..=256).contains(&secret.len()).then(|| (u32::from_be_bytes(*pid), secret))
+    (4..=256)
+        .contains(&secret.len())
+        .then(|| (u32::from_be_bytes(*pid), secret))
 }
 
 /// Reads a CommandComplete's tag.
@@ -171,12 +179,18 @@ mod tests {
             parse(b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"),
             Some(AuthRequest::Sasl(mechanisms))
         );
-        assert!(matches!(parse(b"\0\0\0\x63"), Some(AuthRequest::Unsupported(_))));
+        assert!(matches!(
+            parse(b"\0\0\0\x63"),
+            Some(AuthRequest::Unsupported(_))
+        ));
     }
 
     #[test]
     fn small_messages() {
-        assert_eq!(parameter_status(b"TimeZone\0UTC\0"), Some(("TimeZone", "UTC")));
+        assert_eq!(
+            parameter_status(b"TimeZone\0UTC\0"),
+            Some(("TimeZone", "UTC"))
+        );
         assert_eq!(parameter_status(b"a\0\0"), Some(("a", "")));
         assert_eq!(parameter_status(b"a"), None);
         assert_eq!(parameter_status(b"a\0b"), None);

@@ -28,7 +28,10 @@ fn tagged(buf: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
 }
 
 fn text(buf: &mut BytesMut, text: &[u8]) {
-    let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+    let end = text
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(text.len());
     buf.put_slice(&text[..end]);
     buf.put_u8(0);
 }
@@ -106,11 +109,17 @@ mod tests {
     #[test]
     fn messages_are_laid_out_as_documented() {
         let cases: [(Vec<u8>, &[u8]); 7] = [
-            (written(|buf| query(buf, b"select 1")), b"Q\0\0\0\x0dselect 1\0"),
+            (
+                written(|buf| query(buf, b"select 1")),
+                b"Q\0\0\0\x0dselect 1\0",
+            ),
             (written(sync), b"S\0\0\0\x04"),
             (written(terminate), b"X\0\0\0\x04"),
             (written(ssl_request), b"\0\0\0\x08\x04\xd2\x16\x2f"),
-            (written(|buf| cancel_request(buf, 7, b"abcd")), b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x07abcd"),
+            (
+                written(|buf| cancel_request(buf, 7, b"abcd")),
+                b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x07abcd",
+            ),
             (
                 written(|buf| startup(buf, "u", "d")),
                 b"\0\0\0\x1b\0\x03\0\0user\0u\0database\0d\0\0",

@@ -53,7 +53,13 @@ impl Case<'_> {
             stream: near,
             buf: BytesMut::new(),
         };
-        tokio::join!(talk.authenticate(&login, self.channel), client(&mut near))
+        let client = async {
+            let outcome = client(&mut near).await;
+            // Whoever waits for more hears that there is none.
+            let _ = near.stream.shutdown().await;
+            outcome
+        };
+        tokio::join!(talk.authenticate(&login, self.channel), client)
     }
 }
 
