@@ -208,11 +208,10 @@ impl Pool {
     async fn queue(self: &Arc<Self>) -> Result<Lease, BorrowError> {
         let ticket = self.gate.enqueue(self.id);
         // What came free between the first look and the queue must not be missed.
-        if ticket.is_first_of_pool() {
-            if let Some(lease) = self.attempt().await? {
+        if ticket.is_first_of_pool()
+            && let Some(lease) = self.attempt().await? {
                 return Ok(lease);
             }
-        }
         loop {
             ticket.called().await;
             if let Some(lease) = self.attempt().await? {

@@ -187,7 +187,7 @@ impl Session {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), (CloseReason, Option<ErrorMessage>)>> {
         let order = self.control().poll_order(cx);
-        if let Some((reason, words)) = order.and_then(|order| obey_idle(order)) {
+        if let Some((reason, words)) = order.and_then(obey_idle) {
             return Poll::Ready(Err((reason, Some(words))));
         }
         loop {

@@ -245,7 +245,7 @@ async fn logins_and_cancels_work_inside_tls_asked_for_or_direct() {
         else {
             panic!("{result:?}")
         };
-        assert!(stream.is_tls() && direct_tls == direct && buf == &b"more"[..]);
+        assert!(stream.is_tls() && direct_tls == direct && buf == b"more"[..]);
         assert!(said.is_empty());
         let (result, _) = inside_tls(&certificate, direct, CANCEL).await;
         let Ok(Greeting::Cancel(request)) = result else {
