@@ -1,10 +1,11 @@
 //! Run-time parameters a client asked for, and the SQL that gives them to a backend.
 
 use std::fmt::Write;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// Run-time parameters by lower-case name, sorted. Cheap to clone and, where shared, to compare.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug)]
 pub struct Settings(Arc<[(String, String)]>);
 
 impl PartialEq for Settings {
@@ -14,6 +15,12 @@ impl PartialEq for Settings {
 }
 
 impl Eq for Settings {}
+
+impl Hash for Settings {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl Settings {
     /// None: what every fresh backend has.

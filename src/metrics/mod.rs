@@ -28,9 +28,15 @@ pub struct Metrics {
     registry: Registry,
     families: Families,
     pairs: Mutex<HashMap<(String, String), ()>>,
-    sessions: Mutex<HashMap<(String, String, String, bool), Arc<SessionMetrics>>>,
-    pools: Mutex<HashMap<(String, String, String), Arc<PoolMetrics>>>,
+    sessions: Mutex<HashMap<SessionLabels, Arc<SessionMetrics>>>,
+    pools: Mutex<HashMap<PoolLabels, Arc<PoolMetrics>>>,
 }
+
+/// Endpoint, database, user, TLS.
+type SessionLabels = (String, String, String, bool);
+
+/// Target, database, user.
+type PoolLabels = (String, String, String);
 
 impl Metrics {
     /// Registers every family.

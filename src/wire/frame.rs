@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn header_is_read_only_when_whole_and_possible() {
-        let cases: &[(&[u8], Result<Option<Header>, BadLength>)] = &[
+        type Case = (&'static [u8], Result<Option<Header>, BadLength>);
+        let cases: &[Case] = &[
             (b"", Ok(None)),
             (b"Z\0\0\0", Ok(None)),
             (

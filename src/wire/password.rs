@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn passwords_end_with_their_only_nul() {
-        let cases: &[(&[u8], Result<&[u8], Malformed>)] = &[
+        type Case = (&'static [u8], Result<&'static [u8], Malformed>);
+        let cases: &[Case] = &[
             (b"secret\0", Ok(b"secret")),
             (b"\xff\xfe\0", Ok(b"\xff\xfe")),
             (b"\0", Ok(b"")),

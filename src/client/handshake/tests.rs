@@ -7,7 +7,7 @@ const SSL: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
 const GSS: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 48];
 const CANCEL: &[u8] = &[0, 0, 0, 16, 4, 210, 22, 46, 0, 0, 0, 7, 1, 2, 3, 4];
 const LOGIN: &[u8] = b"\0\0\0\x12\0\x03\0\0user\0ann\0\0";
-const LOGIN_3_9999: &[u8] = b"\0\0\0\x1d\0\x03\x27\x0fuser\0ann\0_pq_.x\0on\0\0";
+const LOGIN_3_9999: &[u8] = b"\0\0\0\x1c\0\x03\x27\x0fuser\0ann\0_pq_.x\0on\0\0";
 
 fn certificate() -> Certificate {
     Certificate::new(&rcgen::PKCS_ECDSA_P256_SHA256)
