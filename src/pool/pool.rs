@@ -209,9 +209,10 @@ impl Pool {
         let ticket = self.gate.enqueue(self.id);
         // What came free between the first look and the queue must not be missed.
         if ticket.is_first_of_pool()
-            && let Some(lease) = self.attempt().await? {
-                return Ok(lease);
-            }
+            && let Some(lease) = self.attempt().await?
+        {
+            return Ok(lease);
+        }
         loop {
             ticket.called().await;
             if let Some(lease) = self.attempt().await? {

@@ -11,6 +11,7 @@
 //! ```
 //! An idle session holds no buffer: it waits for readability, not for bytes.
 
+mod close;
 mod farewell;
 pub mod params;
 pub mod pin;
@@ -21,4 +22,5 @@ pub mod roster;
 mod run;
 pub mod statement;
 
-pub use run::{CloseReason, Session, SessionStart};
+pub use close::CloseReason;
+pub use run::{Session, SessionStart};

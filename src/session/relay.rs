@@ -10,16 +10,20 @@
 //!
 //! One poll does all that can be done without waiting: one read and one write a side in the usual case.
 
+mod down;
+mod up;
+
+pub(super) use up::opens_transaction;
+
 use super::pin::{PinReason, PinReasons};
 use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
-use super::requests::{CLOSE_UNNAMED, Need, Next, RequestReader, Told, Unnamed, Violation, look};
-use super::statement::Effects;
+use super::requests::{RequestReader, Unnamed, Violation};
 use crate::backend::connection::{BackendConnection, Parameters};
 use crate::backend::settings::Settings;
 use crate::tls::Stream;
 use crate::wire::flow::Flow;
-use crate::wire::frame::{BadLength, Header};
-use crate::wire::from_backend::{ServerError, TxStatus, command_tag, parameter_status};
+use crate::wire::frame::BadLength;
+use crate::wire::from_backend::{ServerError, TxStatus};
 use crate::wire::to_backend;
 use bytes::BytesMut;
 use std::io;
@@ -213,152 +217,6 @@ impl Relay {
         conn.buf = self.down.into_unread();
         unsent
     }
-
-    fn pump_up(&mut self, sides: &mut Sides<'_>, cx: &mut Context<'_>) -> Scan<bool> {
-        self.scan_up(sides)?;
-        let mut moved = false;
-        if sides.up.must_drain() {
-            match sides.up.poll_drain(&mut sides.conn.stream, cx) {
-                Poll::Ready(Ok(())) => moved = true,
-                // The server has closed its end. Its last words may be there to read: the read finds the end.
-                Poll::Ready(Err(_)) => {
-                    if let Some(end) = self.read_last_words(sides, cx)? {
-                        return Err(end);
-                    }
-                }
-                Poll::Pending => {}
-            }
-        }
-        let wants_more = !self.quit && !self.replies.is_full();
-        if wants_more && sides.up.has_room() {
-            match sides.up.poll_fill(sides.client, cx) {
-                Poll::Ready(Ok(0) | Err(_)) => return Err(RelayEnd::ClientGone),
-                Poll::Ready(Ok(_)) => moved = true,
-                Poll::Pending => {}
-            }
-        }
-        Ok(moved)
-    }
-
-    /// A write failed: everything the server still said goes to the client.
-    fn read_last_words(
-        &mut self,
-        sides: &mut Sides<'_>,
-        cx: &mut Context<'_>,
-    ) -> Scan<Option<RelayEnd>> {
-        while self.down.has_room() {
-            match self.down.poll_fill(&mut sides.conn.stream, cx) {
-                Poll::Ready(Ok(count)) if count > 0 => self.scan_down(sides)?,
-                Poll::Ready(_) | Poll::Pending => return Ok(Some(RelayEnd::BackendGone)),
-            }
-        }
-        Ok(Some(RelayEnd::BackendGone))
-    }
-
-    /// Examines what the client has sent.
-    fn scan_up(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
-        while !self.quit && !sides.up.unread().is_empty() && !self.replies.is_full() {
-            let first = self.requests.at_boundary();
-            if first {
-                match look(sides.up.unread()).map_err(RelayEnd::ClientFault)? {
-                    Next::Incomplete => break,
-                    Next::Quit => {
-                        self.quit = true;
-                        break;
-                    }
-                    Next::Frame {
-                        header,
-                        expect,
-                        need,
-                    } => {
-                        self.begin_request(header, expect, need, sides);
-                    }
-                }
-            }
-            let unread = sides.up.unread();
-            let count = unread.len().min(self.requests.remaining());
-            let told = self.requests.read(&unread[..count], first, sides.unnamed);
-            if let Some(told) = told {
-                self.on_told(told);
-            }
-            sides.up.pass(count);
-        }
-        Ok(())
-    }
-
-    fn begin_request(
-        &mut self,
-        header: Header,
-        expect: Option<Expect>,
-        need: Need,
-        sides: &mut Sides<'_>,
-    ) {
-        if need == Need::UnnamedStatement && !self.unnamed_here {
-            self.bring_unnamed(sides);
-        }
-        // A Parse without a name, or a simple query, makes the backend's unnamed statement this session's.
-        self.unnamed_here |= header.tag == b'Q' || is_unnamed_parse(header, sides.up.unread());
-        if self.pins.contains(PinReason::UnnamedStatement) && self.replaces_unnamed(header, sides) {
-            self.pins.remove(PinReason::UnnamedStatement);
-        }
-        self.queries += u32::from(matches!(header.tag, b'Q' | b'E' | b'F'));
-        self.requests.begin(header, sides.unnamed);
-        if let Some(expect) = expect {
-            self.replies.push(expect, ReplyAction::Forward);
-        }
-    }
-
-    fn replaces_unnamed(&self, header: Header, sides: &Sides<'_>) -> bool {
-        header.tag == b'Q' || is_unnamed_parse(header, sides.up.unread())
-    }
-
-    /// The unnamed statement was prepared on another backend, or never: prepare it here, or make sure that nobody
-    /// else's is used.
-    fn bring_unnamed(&mut self, sides: &mut Sides<'_>) {
-        self.unnamed_here = true;
-        if let Unnamed::Kept(parse) = sides.unnamed {
-            sides.up.insert(parse);
-            self.replies.push(Expect::Parse, ReplyAction::Skip);
-        } else {
-            sides.up.insert(CLOSE_UNNAMED);
-            self.replies.push(Expect::Close, ReplyAction::Skip);
-        }
-    }
-
-    fn on_told(&mut self, told: Told) {
-        let effects = match told {
-            Told::Text(effects) => effects,
-            Told::Named(effects) => {
-                self.pins.insert(PinReason::NamedStatement);
-                effects
-            }
-        };
-        self.pins.insert_effects(effects);
-    }
-
-    fn pump_down(&mut self, sides: &mut Sides<'_>, cx: &mut Context<'_>) -> Scan<bool> {
-        let mut moved = false;
-        if self.down.has_room() {
-            match self.down.poll_fill(&mut sides.conn.stream, cx) {
-                Poll::Ready(Ok(0) | Err(_)) => return Err(RelayEnd::BackendGone),
-                Poll::Ready(Ok(_)) => moved = true,
-                Poll::Pending => {}
-            }
-        }
-        if !self.down.unread().is_empty() {
-            self.scan_down(sides)?;
-        }
-        if self.down.must_drain() {
-            match self.down.poll_drain(sides.client, cx) {
-                Poll::Ready(Ok(())) => moved = true,
-                Poll::Ready(Err(_)) => return Err(RelayEnd::ClientGone),
-                Poll::Pending => {}
-            }
-        }
-        self.at_ready(sides)?;
-        Ok(moved)
-    }
-
     /// Decides what follows when nothing is owed any more.
     fn at_ready(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
         if self.replies.needs_fence() && self.requests.at_boundary() {
@@ -394,111 +252,6 @@ impl Relay {
             self.pins.insert(PinReason::UnnamedStatement);
         }
     }
-
-    /// Matches what the server has sent with what was asked.
-    fn scan_down(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
-        loop {
-            if let Some(passing) = &mut self.passing {
-                let count = self.down.unread().len().min(passing.remaining);
-                match passing.action {
-                    ReplyAction::Forward => self.down.pass(count),
-                    ReplyAction::Skip => self.down.remove(count),
-                }
-                passing.remaining -= count;
-                if passing.remaining > 0 {
-                    return Ok(());
-                }
-                self.passing = None;
-            }
-            let header = match Header::parse(self.down.unread()) {
-                Ok(Some(header)) => header,
-                Ok(None) => return Ok(()),
-                Err(bad) => return Err(RelayEnd::BackendFault(bad.into())),
-            };
-            let Some(action) = self.match_reply(header, sides)? else {
-                return Ok(());
-            };
-            self.passing = Some(Passing {
-                remaining: header.frame_len(),
-                action,
-            });
-        }
-    }
-
-    /// What to do with the reply at the front; `None` until it is there whole, where it must be read.
-    fn match_reply(&mut self, header: Header, sides: &mut Sides<'_>) -> Scan<Option<ReplyAction>> {
-        let fault = |error: UnexpectedReply| RelayEnd::BackendFault(error.into());
-        let action = match header.tag {
-            b'Z' | b'S' => return self.read_whole(header, sides),
-            b'C' if header.body_len <= READ_WHOLE_MAX => return self.read_whole(header, sides),
-            b'E' if self.replies.is_replaying() => return self.read_whole(header, sides),
-            b'N' | b'A' if self.replies.is_replaying() => ReplyAction::Skip,
-            b'N' | b'A' => ReplyAction::Forward,
-            b'E' => {
-                self.last_was_error = true;
-                // Nothing asked: the server's last words before it closes the connection.
-                self.replies.on_reply(b'E').unwrap_or(ReplyAction::Forward)
-            }
-            b'I' => {
-                let action = self.replies.on_reply(b'I').map_err(fault)?;
-                self.replies.on_empty_query();
-                action
-            }
-            tag => self.replies.on_reply(tag).map_err(fault)?,
-        };
-        Ok(Some(action))
-    }
-
-    /// Reads a short reply that matters to the proxy.
-    fn read_whole(&mut self, header: Header, sides: &mut Sides<'_>) -> Scan<Option<ReplyAction>> {
-        if header.body_len > READ_WHOLE_MAX {
-            return Err(RelayEnd::BackendFault(BackendFault::Malformed(header.tag)));
-        }
-        let unread = self.down.unread();
-        if unread.len() < header.frame_len() {
-            return Ok(None);
-        }
-        let body = &unread[crate::wire::frame::HEADER_LEN..header.frame_len()];
-        let malformed = || RelayEnd::BackendFault(BackendFault::Malformed(header.tag));
-        let fault = |error: UnexpectedReply| RelayEnd::BackendFault(error.into());
-        match header.tag {
-            b'Z' => {
-                let status = body.first().and_then(|&byte| TxStatus::from_byte(byte));
-                sides.conn.status = status.ok_or_else(malformed)?;
-                self.last_was_error = false;
-                self.replies.on_ready().map(Some).map_err(fault)
-            }
-            b'S' => {
-                let (name, value) = parameter_status(body).ok_or_else(malformed)?;
-                sides.conn.parameters.set(name, value);
-                if self.replies.is_replaying() {
-                    // Set by the proxy: this is what the session starts from.
-                    self.parameters.set(name, value);
-                    return Ok(Some(ReplyAction::Skip));
-                }
-                Ok(Some(ReplyAction::Forward))
-            }
-            b'E' => Err(RelayEnd::SettingsRefused(ServerError::parse(body))),
-            _ => {
-                let all_gone = command_tag(body) == Some("DISCARD ALL");
-                let action = self.replies.on_reply(header.tag).map_err(fault)?;
-                if all_gone && self.replies.outstanding() <= 1 {
-                    self.forget_state(sides);
-                }
-                Ok(Some(action))
-            }
-        }
-    }
-
-    /// DISCARD ALL has left nothing behind, not even what the client asked for at login: that is set again with the
-    /// next lease.
-    fn forget_state(&mut self, sides: &mut Sides<'_>) {
-        self.pins = PinReasons::default();
-        self.told_pins = PinReasons::default();
-        self.parameters = sides.conn.parameters.clone();
-        sides.conn.applied = Some(Settings::empty());
-    }
-
     /// Reads and drops everything the backend still owes, for a client that has left. Cancel-safe.
     pub(super) fn poll_drain_replies(
         &mut self,
@@ -547,25 +300,5 @@ impl Relay {
     /// The backend owes replies.
     pub(super) fn owes_replies(&self) -> bool {
         self.replies.outstanding() > 0 || self.replies.is_batch_open()
-    }
-}
-
-fn is_unnamed_parse(header: Header, frame: &[u8]) -> bool {
-    header.tag == b'P' && frame.get(crate::wire::frame::HEADER_LEN) == Some(&0)
-}
-
-/// What a request's text says about statement mode: true if it opens a transaction block.
-pub(super) fn opens_transaction(frame: &[u8]) -> bool {
-    let Ok(Some(header)) = Header::parse(frame) else {
-        return false;
-    };
-    if frame.len() < header.frame_len() || !matches!(header.tag, b'Q' | b'P') {
-        return false;
-    }
-    let (mut reader, mut unnamed) = (RequestReader::default(), Unnamed::default());
-    reader.begin(header, &mut unnamed);
-    match reader.read(&frame[..header.frame_len()], true, &mut unnamed) {
-        Some(Told::Text(effects) | Told::Named(effects)) => effects.contains(Effects::TRANSACTION),
-        None => false,
     }
 }
