@@ -113,7 +113,7 @@ pub struct BackendLogin<'a> {
     /// Its password.
     pub password: &'a Redacted<String>,
     /// SQL run once, before the backend is lent.
-    pub init_query: Option<&'a str>,
+    pub init_query: Option<Arc<str>>,
 }
 
 /// Why there is no connection.
@@ -259,9 +259,10 @@ pub async fn connect(
         parameters: half.parameters,
         status: TxStatus::Idle,
         applied: Some(Settings::empty()),
+        init_query: login.init_query.clone(),
         held,
     };
-    if let Some(sql) = login.init_query {
+    if let Some(sql) = &login.init_query {
         let left = deadline.saturating_duration_since(Instant::now());
         if let Err(error) = simple_query(&mut conn, sql, left).await {
             tokio::spawn(conn.close());

@@ -85,6 +85,8 @@ pub struct BackendConnection {
     pub tls: bool,
     /// What clients' settings it has; `None`: not known.
     pub applied: Option<Settings>,
+    /// `init_query`: what RESET ALL and DISCARD ALL take away beside the clients' settings.
+    pub(super) init_query: Option<Arc<str>>,
     pub(super) held: HeldUntilGone,
 }
 
@@ -98,6 +100,16 @@ impl fmt::Debug for BackendConnection {
 }
 
 impl BackendConnection {
+    /// The SQL that gives this backend a client's settings; `None` if it has them.
+    pub fn replay_sql(&self, settings: &Settings) -> Option<String> {
+        settings.replay_sql(self.applied.as_ref(), self.init_query.as_deref())
+    }
+
+    /// DISCARD ALL has run: no client's settings are left, and nothing of `init_query`.
+    pub fn was_discarded(&mut self) {
+        self.applied = self.init_query.is_none().then(Settings::empty);
+    }
+
     /// Whether an idle backend can still be used. No system call unless something has arrived: then it is read, and
     /// anything but a notice, a notification or a parameter's new value means that it is over.
     pub fn is_alive(&mut self) -> bool {

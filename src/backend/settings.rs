@@ -57,11 +57,16 @@ impl Settings {
         Some(&self.0[index].1)
     }
 
-    /// The SQL that brings a backend from `applied` (`None`: not known) to these; `None` if it is there already.
+    /// The SQL that brings a backend from `applied` (`None`: not known, then `init_query` runs again) to these; `None` if
+    /// it is there already.
     ///
     /// set_config takes a value as the startup packet does (SET would read `a,b` as one name), and NULL resets
     /// (src/backend/utils/misc/guc.c, `set_config_by_name`).
-    pub fn replay_sql(&self, applied: Option<&Settings>) -> Option<String> {
+    pub(super) fn replay_sql(
+        &self,
+        applied: Option<&Settings>,
+        init_query: Option<&str>,
+    ) -> Option<String> {
         if applied == Some(self) {
             return None;
         }
@@ -76,7 +81,15 @@ impl Settings {
                 calls.push(set_config(name, None));
             }
         }
-        let mut sql = String::from(if applied.is_none() { "RESET ALL;" } else { "" });
+        let mut sql = String::new();
+        if applied.is_none() {
+            sql.push_str("RESET ALL;");
+            if let Some(init_query) = init_query {
+                sql.push_str(init_query);
+                // On a line of its own, or a comment at the end of the operator's text would swallow it.
+                sql.push_str("\n;");
+            }
+        }
         if !calls.is_empty() {
             sql.push_str("SELECT ");
             sql.push_str(&calls.join(","));
@@ -122,17 +135,21 @@ mod tests {
         let none = Settings::empty();
         let utc = settings(&[("TimeZone", "UTC")]);
         let both = settings(&[("timezone", "UTC"), ("a.b", "x")]);
-        assert_eq!(utc.replay_sql(Some(&utc.clone())), None);
-        assert_eq!(none.replay_sql(Some(&none)), None);
+        assert_eq!(utc.replay_sql(Some(&utc.clone()), None), None);
+        assert_eq!(none.replay_sql(Some(&none), None), None);
         assert_eq!(
-            utc.replay_sql(Some(&none)).unwrap(),
+            utc.replay_sql(Some(&none), None).unwrap(),
             "SELECT pg_catalog.set_config(E'timezone',E'UTC',false)"
         );
         assert_eq!(
-            utc.replay_sql(Some(&both)).unwrap(),
+            utc.replay_sql(Some(&both), None).unwrap(),
             "SELECT pg_catalog.set_config(E'a.b',NULL,false)"
         );
-        assert_eq!(none.replay_sql(None).unwrap(), "RESET ALL;");
+        assert_eq!(none.replay_sql(None, None).unwrap(), "RESET ALL;");
+        assert_eq!(
+            none.replay_sql(None, Some("SET a.b = 1 -- ours")).unwrap(),
+            "RESET ALL;SET a.b = 1 -- ours\n;"
+        );
     }
 
     #[test]

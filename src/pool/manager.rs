@@ -31,7 +31,7 @@ pub(super) struct BackendManager {
 pub(super) struct Recipe {
     pub(super) server: Arc<Server>,
     pub(super) secrets: Arc<SecretStore>,
-    pub(super) init_query: Option<String>,
+    pub(super) init_query: Option<Arc<str>>,
     pub(super) max_connections: MaxConnections,
     pub(super) max_lifetime: Duration,
     /// Told when the server has been asked how many connections it allows.
@@ -166,7 +166,7 @@ async fn connect_pooled(
         database: &key.database,
         role: &key.role,
         password: &secret.password,
-        init_query: recipe.init_query.as_deref(),
+        init_query: recipe.init_query.clone(),
     };
     // The permit and the gauge live as long as the socket, also if the login fails.
     let hold = Box::new((permit, gauge.clone()));

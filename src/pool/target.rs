@@ -53,7 +53,7 @@ impl TargetPools {
         let recipe = Recipe {
             server,
             secrets,
-            init_query: config.pool.init_query.clone(),
+            init_query: config.pool.init_query.as_deref().map(Arc::from),
             max_connections: config.pool.max_connections,
             max_lifetime: config.pool.max_connection_lifetime,
             learned: watch::channel(None).0,

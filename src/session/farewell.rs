@@ -1,10 +1,10 @@
 //! Brings a backend to rest after its client has left, or closes it: what the client had open is rolled back, its locks
 //! are free, nothing it set is left.
 
+use super::pin::PinReason;
 use super::relay::{Relay, RelayEnd, Sides};
 use super::requests::Unnamed;
 use crate::backend::exchange::{ExchangeError, simple_query};
-use crate::backend::settings::Settings;
 use crate::cancel::{CancelHandle, Settled};
 use crate::drain::DrainWatch;
 use crate::pool::{DiscardReason, GiveBack, Lease};
@@ -34,6 +34,8 @@ pub(super) struct Farewell {
 enum Unsettled {
     #[error("a message or a COPY was cut short")]
     HalfSent,
+    #[error("a library was loaded, which nothing unloads")]
+    Loaded,
     #[error("the backend broke off: {0:?}")]
     Relay(RelayEnd),
     #[error(transparent)]
@@ -92,9 +94,13 @@ impl Farewell {
         if conn.status != TxStatus::Idle {
             simple_query(conn, "ROLLBACK", DEADLINE).await?;
         }
+        self.relay.note_state_left(conn);
+        if self.relay.pins().contains(PinReason::Load) {
+            return Err(Unsettled::Loaded);
+        }
         if !self.relay.pins().is_empty() {
             simple_query(conn, "DISCARD ALL", DEADLINE).await?;
-            conn.applied = Some(Settings::empty());
+            conn.was_discarded();
         }
         Ok(())
     }

@@ -121,8 +121,7 @@ async fn ask_server(
 ) -> Result<Parameters, LoginError> {
     let mut lease = pool.borrow(patience).await?;
     let conn = lease.conn();
-    let sql = settings.replay_sql(conn.applied.as_ref());
-    if let Some(sql) = sql {
+    if let Some(sql) = conn.replay_sql(settings) {
         conn.applied = None;
         match simple_query(conn, &sql, APPLY_DEADLINE).await {
             Ok(_) => conn.applied = Some(settings.clone()),

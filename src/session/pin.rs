@@ -104,6 +104,11 @@ impl PinReasons {
         self.0 & reason.bit() != 0
     }
 
+    /// DISCARD ALL has run: a loaded library stays.
+    pub fn keep_only_lasting(&mut self) {
+        self.0 &= PinReason::Load.bit();
+    }
+
     /// Adds what a statement leaves behind.
     pub fn insert_effects(&mut self, effects: Effects) {
         for (effect, reason) in [

@@ -136,7 +136,7 @@ impl Relay {
 
     /// Puts the session's settings before its first request, in the same write.
     fn replay(&mut self, settings: &Settings, conn: &mut BackendConnection, up: &mut Flow) -> bool {
-        let Some(sql) = settings.replay_sql(conn.applied.as_ref()) else {
+        let Some(sql) = conn.replay_sql(settings) else {
             return false;
         };
         self.insert_query(&sql, Expect::Query, up);
@@ -232,7 +232,10 @@ impl Relay {
         if sides.conn.status != TxStatus::Idle {
             return Ok(());
         }
-        self.note_state_left(sides);
+        self.note_state_left(sides.conn);
+        if matches!(sides.unnamed, Unnamed::TooLong) && self.unnamed_here {
+            self.pins.insert(PinReason::UnnamedStatement);
+        }
         if self.pins.is_empty() {
             Err(RelayEnd::Released)
         } else {
@@ -241,17 +244,15 @@ impl Relay {
     }
 
     /// The server's own words about what is left, beside what the text told.
-    fn note_state_left(&mut self, sides: &mut Sides<'_>) {
+    pub(super) fn note_state_left(&mut self, conn: &BackendConnection) {
         if self.hold == Hold::Session {
             self.pins.insert(PinReason::SessionMode);
         }
-        if sides.conn.parameters != self.parameters {
+        if conn.parameters != self.parameters {
             self.pins.insert(PinReason::Settings);
         }
-        if matches!(sides.unnamed, Unnamed::TooLong) && self.unnamed_here {
-            self.pins.insert(PinReason::UnnamedStatement);
-        }
     }
+
     /// Reads and drops everything the backend still owes, for a client that has left. Cancel-safe.
     pub(super) fn poll_drain_replies(
         &mut self,

@@ -1,8 +1,6 @@
 //! Towards the client: what the server has sent is matched with what was asked.
 
 use super::{BackendFault, Passing, READ_WHOLE_MAX, Relay, RelayEnd, Scan, Sides};
-use crate::backend::settings::Settings;
-use crate::session::pin::PinReasons;
 use crate::session::replies::{ReplyAction, UnexpectedReply};
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::from_backend::{ServerError, TxStatus, command_tag, parameter_status};
@@ -126,12 +124,12 @@ impl Relay {
         }
     }
 
-    /// DISCARD ALL has left nothing behind, not even what the client asked for at login: that is set again with the
+    /// DISCARD ALL has left nothing behind but loaded libraries, not even what the client asked for at login: that is set again with the
     /// next lease.
     fn forget_state(&mut self, sides: &mut Sides<'_>) {
-        self.pins = PinReasons::default();
-        self.told_pins = PinReasons::default();
+        self.pins.keep_only_lasting();
+        self.told_pins.keep_only_lasting();
         self.parameters = sides.conn.parameters.clone();
-        sides.conn.applied = Some(Settings::empty());
+        sides.conn.was_discarded();
     }
 }

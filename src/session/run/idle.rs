@@ -4,7 +4,6 @@ use super::{Session, Waited};
 use crate::error::SqlState;
 use crate::pool::BorrowError;
 use crate::session::close::{CloseReason, error_message, obey_idle, violation};
-use crate::session::relay::Hold;
 use crate::session::requests::{Next, look};
 use crate::session::roster::Phase;
 use crate::tls::Stream;
@@ -98,16 +97,16 @@ impl Session {
                 // Outside COPY these mean nothing (src/backend/tcop/postgres.c: accepted and ignored).
                 b'H' | b'd' | b'c' | b'f' => {}
                 _ if self.refusing => {}
-                _ => return self.whole_if_needed(header),
+                _ => return Ok(self.has_come(header)),
             }
             self.skipping = header.frame_len();
         }
     }
 
-    /// Statement mode looks at a request's text before it borrows.
-    fn whole_if_needed(&self, header: Header) -> Result<bool, Closing> {
-        let all_there = self.up.unread().len() >= header.frame_len() || !self.up.has_room();
-        Ok(self.hold != Hold::Statement || all_there)
+    /// A request is all there, or more than the buffer holds, before a backend is borrowed for it: a client that sends
+    /// slowly keeps nobody else waiting. (Statement mode also looks at the text first.)
+    fn has_come(&self, header: Header) -> bool {
+        self.up.unread().len() >= header.frame_len() || !self.up.has_room()
     }
 
     /// Answers the request at the front with an error, as PostgreSQL would; the session lives on.
