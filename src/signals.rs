@@ -1,4 +1,5 @@
-//! Signals of the operating system: SIGTERM and SIGINT stop the proxy in order, a second one at once.
+//! Signals of the operating system: SIGTERM and SIGINT stop the proxy in order, a second one at once. SIGHUP, which
+//! would end it, changes nothing.
 
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -7,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl StopSignals {
@@ -15,14 +17,20 @@ impl StopSignals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
-    /// Waits for the next one. Cancel-safe.
+    /// Waits for the next one that stops. Cancel-safe.
     pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => {
+                    tracing::warn!("SIGHUP: a running pgsluice does not reload; restart it");
+                }
+            }
         }
     }
 }

@@ -49,6 +49,18 @@ impl Settings {
             .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
+    /// These without one whose value the server takes and reports as it is (printable ASCII of at most NAMEDATALEN - 1
+    /// bytes; it changes and cuts others, src/backend/utils/misc/guc_tables.c, `check_application_name`).
+    pub fn without_plain(&self, name: &str) -> (Settings, Option<String>) {
+        let is_plain =
+            |value: &&str| value.len() < 64 && value.bytes().all(|b| matches!(b, b' '..=b'~'));
+        let Some(plain) = self.value(name).filter(is_plain) else {
+            return (self.clone(), None);
+        };
+        let others = self.0.iter().filter(|(other, _)| other != name).cloned();
+        (Self(others.collect()), Some(plain.to_owned()))
+    }
+
     fn value(&self, name: &str) -> Option<&str> {
         let index = self
             .0
@@ -150,6 +162,21 @@ mod tests {
             none.replay_sql(None, Some("SET a.b = 1 -- ours")).unwrap(),
             "RESET ALL;SET a.b = 1 -- ours\n;"
         );
+    }
+
+    #[test]
+    fn only_a_value_the_server_takes_as_it_is_is_left_out() {
+        let plain = settings(&[("application_name", "psql"), ("a.b", "x")]);
+        let (others, name) = plain.without_plain("application_name");
+        assert_eq!(
+            (others, name),
+            (settings(&[("a.b", "x")]), Some("psql".into()))
+        );
+        for value in ["\u{e4}", &"x".repeat(64), "a\tb"] {
+            let odd = settings(&[("application_name", value)]);
+            assert_eq!(odd.without_plain("application_name"), (odd.clone(), None));
+        }
+        assert_eq!(Settings::empty().without_plain("a").1, None);
     }
 
     #[test]

@@ -21,6 +21,8 @@ const BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// Answers remembered; beyond it all are forgotten and asked for again.
 const REMEMBERED_MAX: usize = 1024;
 
+const APPLICATION_NAME: &str = "application_name";
+
 /// How long the server may take to apply a client's settings.
 const APPLY_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -89,12 +91,27 @@ impl LoginParameters {
         settings: &Settings,
         patience: Duration,
     ) -> Result<Parameters, LoginError> {
-        let name = (pool.key().clone(), settings.clone());
-        let known = self.lock().get(&name).cloned();
-        match known {
-            Some((asked, parameters)) if asked.elapsed() < BELIEVED_FOR => return Ok(parameters),
-            _ => {}
+        // Often as many names as there are clients, and its effect is known.
+        let (settings, application_name) = settings.without_plain(APPLICATION_NAME);
+        let mut parameters = self.ask_for(pool, &settings, patience).await?;
+        if let Some(name) = application_name {
+            parameters.set(APPLICATION_NAME, &name);
         }
+        Ok(parameters)
+    }
+
+    async fn ask_for(
+        &self,
+        pool: &Arc<Pool>,
+        settings: &Settings,
+        patience: Duration,
+    ) -> Result<Parameters, LoginError> {
+        let name = (pool.key().clone(), settings.clone());
+        let known = match self.look_up(&name) {
+            Known::Fresh(parameters) => return Ok(parameters),
+            Known::Stale(parameters) => Some(parameters),
+            Known::Nothing => None,
+        };
         match ask_server(pool, settings, patience).await {
             Ok(parameters) => {
                 let mut all = self.lock();
@@ -106,12 +123,32 @@ impl LoginParameters {
             }
             Err(error) => match (known, &error) {
                 // The server is busy or away; what it said last still lets a client in.
-                (Some((_, parameters)), LoginError::Borrow(BorrowError::TimedOut { .. }))
-                | (Some((_, parameters)), LoginError::Broken(_)) => Ok(parameters),
+                (Some(parameters), LoginError::Borrow(BorrowError::TimedOut { .. }))
+                | (Some(parameters), LoginError::Broken(_)) => Ok(parameters),
                 _ => Err(error),
             },
         }
     }
+
+    /// The one who finds an answer stale asks anew; those who come meanwhile still believe it.
+    fn look_up(&self, name: &(PoolKey, Settings)) -> Known {
+        match self.lock().get_mut(name) {
+            Some((asked, parameters)) if asked.elapsed() < BELIEVED_FOR => {
+                Known::Fresh(parameters.clone())
+            }
+            Some((asked, parameters)) => {
+                *asked = Instant::now();
+                Known::Stale(parameters.clone())
+            }
+            None => Known::Nothing,
+        }
+    }
+}
+
+enum Known {
+    Fresh(Parameters),
+    Stale(Parameters),
+    Nothing,
 }
 
 async fn ask_server(
