@@ -1,0 +1,8 @@
+//! Integration tests: the real proxy before a real PostgreSQL, one module a behaviour. `support` says how.
+
+// The lints' own exception covers functions marked as tests; here everything is one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+mod relay;
