@@ -9,6 +9,7 @@ Standard library only. Everything listens on 127.0.0.1, lives in a temporary fol
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import socket
@@ -31,6 +32,14 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def raise_descriptor_limit(needed=0):
+    """Lets this process and its children open as many files as they may; says so if that is too few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise SystemExit(f"needs {needed} open files, the limit is {hard}: raise it (ulimit -Hn)")
 
 
 def wait_until(ready, what, deadline_s=READY_DEADLINE_S):
@@ -170,7 +179,11 @@ class Postgres(Server):
     def __exit__(self, *_):
         if self.process:
             self.process.send_signal(signal.SIGINT)  # fast shutdown
-            self.process.wait(STOP_DEADLINE_S)
+            try:
+                self.process.wait(STOP_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGQUIT)  # immediate shutdown
+                self.process.wait(STOP_DEADLINE_S)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -207,7 +220,8 @@ class Proxy(Server):
             for section, values in self.sections.items()))
         log = open(self.folder / "proxy.log", "ab")
         self.process = subprocess.Popen(
-            [str(proxy_binary()), "run", "--config", str(config)], stdout=log, stderr=log)
+            [str(proxy_binary()), "run", "--config", str(config)], stdout=log, stderr=log,
+            start_new_session=True)  # a Ctrl-C in the terminal is for us to handle
         try:
             wait_until(self._ready, "pgsluice")
         except BaseException:
