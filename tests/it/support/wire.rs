@@ -205,11 +205,7 @@ impl Wire {
     }
 
     /// What follows a startup message.
-    pub async fn finish_login(
-        &mut self,
-        role: &str,
-        password: &str,
-    ) -> Result<Vec<Frame>, Frame> {
+    pub async fn finish_login(&mut self, role: &str, password: &str) -> Result<Vec<Frame>, Frame> {
         let (mut scram, mut welcome) = (None, Vec::new());
         loop {
             let Some(frame) = self.next_frame().await else {
@@ -251,7 +247,10 @@ impl Wire {
             }
             10 => {
                 let offered: Vec<_> = rest.split(|&byte| byte == 0).collect();
-                let plus = self.binding.clone().filter(|_| offered.contains(&SCRAM_PLUS.as_bytes()));
+                let plus = self
+                    .binding
+                    .clone()
+                    .filter(|_| offered.contains(&SCRAM_PLUS.as_bytes()));
                 let (name, binding) = match plus {
                     Some(hash) => (SCRAM_PLUS, ChannelBinding::tls_server_end_point(hash)),
                     None => (SCRAM, ChannelBinding::unsupported()),
