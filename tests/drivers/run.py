@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Real drivers against one PostgreSQL through one proxy in transaction mode, plain and over TLS.
 
-    tests/drivers/run.py [DRIVER …]        no argument: all of them
+    tests/drivers/run.py [DRIVER …]             no argument: all of them
+    tests/drivers/run.py --direct [DRIVER …]    without the proxy, to see whether a check itself is right
 
 Each driver is a program of its own, in the driver's language. It finds the server by libpq's environment variables
 and prints a line a check: `ok NAME`, or `FAILED NAME: why`. It ends with 0, whatever the checks said. After each
@@ -25,6 +26,7 @@ sys.path.insert(0, str(HERE.parent))
 from harness import DATABASE, PASSWORD, ROLE, Postgres, Proxy, postgres_bin, wait_until  # noqa: E402
 
 CONNECTIONS_MAX = 8
+POOL = {"max_connections": CONNECTIONS_MAX, "connection_borrow_timeout": 20}
 PROGRAM_DEADLINE_S = 180
 VENV_PYTHON = ROOT / ".venv/bin/python"
 JDBC_JAR = pathlib.Path("/usr/share/java/postgresql.jar")
@@ -95,13 +97,13 @@ class Peak:
         assert self.own <= CONNECTIONS_MAX, f"database: {self.own} connections, at most {CONNECTIONS_MAX} allowed"
 
 
-def environment(proxy, tls):
-    """What a program gets; with TLS it must check the proxy's certificate."""
-    own = {"PGHOST": proxy.host, "PGPORT": str(proxy.port), "PGUSER": ROLE, "PGPASSWORD": PASSWORD,
+def environment(server, tls):
+    """What a program gets; with TLS it must check the server's certificate."""
+    own = {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": ROLE, "PGPASSWORD": PASSWORD,
            "PGDATABASE": DATABASE, "PGSSLMODE": "disable", "CONNECTIONS_MAX": str(CONNECTIONS_MAX),
            "POSTGRES_BIN": str(postgres_bin()), "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
     if tls:
-        own |= {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(proxy.folder / "server.crt")}
+        own |= {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(server.folder / "server.crt")}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return inherited | own
 
@@ -166,6 +168,9 @@ def queries_by_tls(proxy):
 
 def run_driver(driver, tls, postgres, proxy, report):
     name = f"{driver} {'tls' if tls else 'plain'}"
+    if not proxy:
+        run_program(DRIVERS[driver], environment(postgres, tls), name, report)
+        return
     before = queries_by_tls(proxy)
     with Peak(postgres, proxy) as peak:
         run_program(DRIVERS[driver], environment(proxy, tls), name, report)
@@ -190,20 +195,22 @@ def compile_java():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("drivers", nargs="*", metavar="DRIVER", help=", ".join(DRIVERS))
-    chosen = parser.parse_args().drivers or list(DRIVERS)
+    parser.add_argument("--direct", action="store_true", help="without the proxy")
+    arguments = parser.parse_args()
+    chosen = arguments.drivers or list(DRIVERS)
     if unknown := set(chosen) - set(DRIVERS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if "jdbc" in chosen:
         compile_java()
     report = Report()
     started = time.monotonic()
-    with Postgres() as postgres, Proxy(
-            postgres, tls=True, pool={"max_connections": CONNECTIONS_MAX, "connection_borrow_timeout": 20},
-    ) as proxy:
+    with contextlib.ExitStack() as stack:
+        postgres = stack.enter_context(Postgres(tls=arguments.direct))
+        proxy = None if arguments.direct else stack.enter_context(Proxy(postgres, tls=True, pool=POOL))
         for driver in chosen:
             for tls in (False, True):
                 run_driver(driver, tls, postgres, proxy, report)
-        if report.failed:
+        if report.failed and proxy:
             print("the proxy's log ends with:", *proxy.log().splitlines()[-40:], sep="\n   ", flush=True)
     print(f"drivers: {time.monotonic() - started:.0f} s")
     print(f"{report.passed} passed, {report.failed} failed", flush=True)
