@@ -1,5 +1,6 @@
 //! Every fuzz target for two seconds, with random bytes and damaged good ones, always the same: what `make fuzz` does
 //! at length, without its tools.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test all over
 
 #[path = "fuzz/targets.rs"]
 mod targets;
