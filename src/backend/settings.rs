@@ -82,31 +82,77 @@ impl Settings {
         if applied == Some(self) {
             return None;
         }
-        let mut calls = Vec::new();
-        for (name, value) in self.iter() {
-            if applied.and_then(|applied| applied.value(name)) != Some(value) {
-                calls.push(set_config(name, Some(value)));
-            }
-        }
-        for (name, _) in applied.iter().flat_map(|applied| applied.iter()) {
-            if self.value(name).is_none() {
-                calls.push(set_config(name, None));
-            }
-        }
-        let mut sql = String::new();
-        if applied.is_none() {
-            sql.push_str("RESET ALL;");
+        // What a setting falls back to is not the server's default where init_query set it.
+        let applied = applied.filter(|applied| init_query.is_none() || applied.is_within(self));
+        let Some(applied) = applied else {
+            let mut sql = String::from(RESET_EVERYTHING);
             if let Some(init_query) = init_query {
                 sql.push_str(init_query);
                 // On a line of its own, or a comment at the end of the operator's text would swallow it.
                 sql.push_str("\n;");
             }
+            sql.push_str(&select(&self.sets(&Settings::empty())));
+            return Some(sql);
+        };
+        let mut sql = select(&applied.resets(self));
+        if !sql.is_empty() {
+            sql.push(';');
         }
-        if !calls.is_empty() {
-            sql.push_str("SELECT ");
-            sql.push_str(&calls.join(","));
-        }
+        sql.push_str(&select(&self.sets(applied)));
         Some(sql)
+    }
+
+    /// Every name here has a value there.
+    fn is_within(&self, other: &Settings) -> bool {
+        self.iter().all(|(name, _)| other.value(name).is_some())
+    }
+
+    /// The calls that take away what `wanted` does not have; the role first: it may not be allowed to do the rest. What
+    /// changes its role loses it first, too, for the same reason.
+    fn resets(&self, wanted: &Settings) -> Vec<String> {
+        let gone = |name: &str| match wanted.value(name) {
+            None => true,
+            value => is_role(name) && value != self.value(name),
+        };
+        let (roles, others): (Vec<_>, Vec<_>) = self
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|name| gone(name))
+            .partition(|name| is_role(name));
+        roles
+            .into_iter()
+            .chain(others)
+            .map(|name| set_config(name, None))
+            .collect()
+    }
+
+    /// The calls that give what `applied` does not have; the session's user and the role last: another may not be
+    /// allowed to do the rest.
+    fn sets(&self, applied: &Settings) -> Vec<String> {
+        let (roles, others): (Vec<_>, Vec<_>) = self
+            .iter()
+            .filter(|(name, value)| applied.value(name) != Some(value))
+            .partition(|(name, _)| is_role(name));
+        // "role" stands before "session_authorization", which resets it.
+        others
+            .into_iter()
+            .chain(roles.into_iter().rev())
+            .map(|(name, value)| set_config(name, Some(value)))
+            .collect()
+    }
+}
+
+/// RESET ALL leaves the role and the session's user alone (GUC_NO_RESET_ALL, src/backend/utils/misc/guc_tables.c).
+const RESET_EVERYTHING: &str = "SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL;";
+
+fn is_role(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization")
+}
+
+fn select(calls: &[String]) -> String {
+    match calls {
+        [] => String::new(),
+        calls => format!("SELECT {}", calls.join(",")),
     }
 }
 
@@ -155,13 +201,47 @@ mod tests {
         );
         assert_eq!(
             utc.replay_sql(Some(&both), None).unwrap(),
-            "SELECT pg_catalog.set_config(E'a.b',NULL,false)"
+            "SELECT pg_catalog.set_config(E'a.b',NULL,false);"
         );
-        assert_eq!(none.replay_sql(None, None).unwrap(), "RESET ALL;");
+        assert_eq!(none.replay_sql(None, None).unwrap(), RESET_EVERYTHING);
         assert_eq!(
             none.replay_sql(None, Some("SET a.b = 1 -- ours")).unwrap(),
-            "RESET ALL;SET a.b = 1 -- ours\n;"
+            format!("{RESET_EVERYTHING}SET a.b = 1 -- ours\n;")
         );
+    }
+
+    #[test]
+    fn a_role_goes_first_and_comes_last() {
+        let call =
+            |name: &str, value: &str| format!("pg_catalog.set_config(E'{name}',{value},false)");
+        let limited = settings(&[("role", "limited"), ("work_mem", "1MB")]);
+        let other = settings(&[
+            ("role", "other"),
+            ("session_authorization", "bob"),
+            ("zz.y", "1"),
+        ]);
+        assert_eq!(
+            other.replay_sql(Some(&limited), None).unwrap(),
+            format!(
+                "SELECT {},{};SELECT {},{},{}",
+                call("role", "NULL"),
+                call("work_mem", "NULL"),
+                call("zz.y", "E'1'"),
+                call("session_authorization", "E'bob'"),
+                call("role", "E'other'"),
+            )
+        );
+    }
+
+    #[test]
+    fn what_init_query_set_comes_back_when_a_client_of_its_own_mind_has_left() {
+        let mine = settings(&[("work_mem", "1MB")]);
+        let more = settings(&[("work_mem", "1MB"), ("a.b", "x")]);
+        let init = Some("SET work_mem = '16MB'");
+        let sql = Settings::empty().replay_sql(Some(&mine), init).unwrap();
+        assert_eq!(sql, format!("{RESET_EVERYTHING}SET work_mem = '16MB'\n;"));
+        let sql = more.replay_sql(Some(&mine), init).unwrap();
+        assert_eq!(sql, "SELECT pg_catalog.set_config(E'a.b',E'x',false)");
     }
 
     #[test]
