@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -22,6 +23,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 READY_DEADLINE_S = 60
 STOP_DEADLINE_S = 60
+LAST_WORDS = 4000
 DATABASE = "demo"
 ROLE = "demo"
 PASSWORD = "demo-secret-7f3a"
@@ -173,7 +175,7 @@ class Postgres(Server):
 
     def _answers(self):
         if self.process.poll() is not None:
-            raise RuntimeError((self.folder / "server.log").read_text()[-4000:])
+            raise RuntimeError((self.folder / "server.log").read_text()[-LAST_WORDS:])
         return self.run("pg_isready", check=False).returncode == 0
 
     def __exit__(self, *_):
@@ -231,7 +233,7 @@ class Proxy(Server):
 
     def _ready(self):
         if self.process.poll() is not None:
-            raise RuntimeError(self.log()[-4000:])
+            raise RuntimeError(self.log()[-LAST_WORDS:])
         try:
             with urllib.request.urlopen(f"{self.admin_url()}/readyz", timeout=2):
                 return True
@@ -271,9 +273,14 @@ class Proxy(Server):
             self.process.send_signal(number)
         return self.process.wait(STOP_DEADLINE_S) if self.process else None
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         try:
             self.stop()
+            log = self.log()
+            if kind and issubclass(kind, Exception):
+                print(f"the proxy's last words:\n{log[-LAST_WORDS:]}", file=sys.stderr, flush=True)
+            elif "panicked at" in log:
+                raise RuntimeError(f"the proxy panicked: {log[-LAST_WORDS:]}")
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

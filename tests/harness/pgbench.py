@@ -40,7 +40,11 @@ class Pgbench:
             progress = PROGRESS.match(line)
             if progress:
                 self.tps = float(progress[1])
-            elif line.strip() and not line.startswith(CHATTER):
+            elif not line.strip() or line.startswith(CHATTER):
+                continue
+            elif self.errors and not line.startswith("pgbench:"):
+                self.errors[-1] += " " + line.strip()  # the DETAIL or CONTEXT of the error above
+            else:
                 self.errors.append(line.strip())
 
     def running(self):
