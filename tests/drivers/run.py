@@ -37,7 +37,7 @@ DRIVERS = {
     "pgbench": [sys.executable, HERE / "pgbench.py"],
     "psycopg": [VENV_PYTHON, HERE / "with_psycopg.py"],
     "asyncpg": [VENV_PYTHON, HERE / "with_asyncpg.py"],
-    "node": ["node", HERE / "node/main.js"],
+    "node": ["node", "--no-deprecation", HERE / "node/main.js"],
     "jdbc": ["java", "-XX:TieredStopAtLevel=1", "-Xmx256m", "-cp", f"{JAVA_CLASSES}:{JDBC_JAR}", "Main"],
 }
 
