@@ -44,6 +44,12 @@ def raise_descriptor_limit(needed=0):
         raise SystemExit(f"needs {needed} open files, the limit is {hard}: raise it (ulimit -Hn)")
 
 
+def unwind_when_killed():
+    """Lets SIGTERM and SIGHUP end this process as Ctrl-C does: everything started in a `with` is stopped."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def wait_until(ready, what, deadline_s=READY_DEADLINE_S):
     """Calls `ready` until it is true; the only place that waits for another process."""
     end = time.monotonic() + deadline_s

@@ -65,6 +65,8 @@ def check_strangers(say, words, tls):
         assert waited <= LOGIN_S_MAX, f"the next login took {waited:.1f} s"
         assert proxy.metric("pgsluice_database_connections") == backends
         check_sent_away(crowd)
+        timed_out = proxy.metric("pgsluice_client_connections_setup_total", result="failed_timeout")
+        assert timed_out == STRANGERS, f"{timed_out:.0f} logins counted as timed out"
         assert log_in(proxy) == "1"
 
 

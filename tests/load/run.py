@@ -17,7 +17,7 @@ import traceback
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from harness import raise_descriptor_limit  # noqa: E402
+from harness import raise_descriptor_limit, unwind_when_killed  # noqa: E402
 
 GROUPS = ("tpcb", "stream", "idle", "logins")
 DESCRIPTORS = 12_000
@@ -46,6 +46,7 @@ def main(names):
     unknown = set(names) - set(GROUPS)
     if unknown:
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    unwind_when_killed()
     raise_descriptor_limit(DESCRIPTORS)
     results = [passes(group, test) for group in names or GROUPS for test in tests_of(group)]
     failed = results.count(False)
