@@ -44,6 +44,11 @@ impl Certificates {
         let ca_key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        // OpenSSL takes a certificate whose issuer has its own name for a self-signed one.
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "an authority");
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
         let ca = params.self_signed(&ca_key).unwrap();
         let issuer = rcgen::Issuer::new(params, ca_key);
         let key = rcgen::KeyPair::generate().unwrap();
