@@ -3,6 +3,8 @@
 //! It reads Rust without a parser: comments and strings are blanked, line breaks kept, and what remains is plain enough
 //! to search. Code that only tests use is free of all this: tables of cases are long, and fixtures reach far.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test all over
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -293,21 +295,8 @@ fn opaque_len(rest: &str, after_name: bool) -> usize {
     if rest.starts_with("/*") {
         return block_comment_len(rest);
     }
-    let prefixed = if after_name {
-        ""
-    } else {
-        rest.trim_start_matches(['b', 'c'])
-    };
-    let prefix = rest.len() - prefixed.len();
-    if prefix <= 1 && !after_name {
-        if let Some(raw) = prefixed.strip_prefix('r') {
-            let hashes = raw.len() - raw.trim_start_matches('#').len();
-            if raw[hashes..].starts_with('"') {
-                let end = format!("\"{}", "#".repeat(hashes));
-                let body = hashes + 1;
-                return prefix + 1 + body + raw[body..].find(&end).unwrap() + end.len();
-            }
-        }
+    if let Some(len) = raw_string_len(rest).filter(|_| !after_name) {
+        return len;
     }
     if rest.starts_with('"') {
         return quoted_len(rest, '"');
@@ -318,6 +307,17 @@ fn opaque_len(rest: &str, after_name: bool) -> usize {
         (Some('\''), Some('\\'), _) | (Some('\''), _, Some('\'')) => quoted_len(rest, '\''),
         _ => 0,
     }
+}
+
+/// `r"…"`, `r#"…"#`, and the same after `b` or `c`. Inside a name an `r` begins no string.
+fn raw_string_len(rest: &str) -> Option<usize> {
+    let unprefixed = rest.strip_prefix(['b', 'c']).unwrap_or(rest);
+    let quoted = unprefixed.strip_prefix('r')?.trim_start_matches('#');
+    let body = quoted.strip_prefix('"')?;
+    let hashes = unprefixed.len() - 1 - quoted.len();
+    let end = format!("\"{}", "#".repeat(hashes));
+    let closed = body.find(&end).map_or(body.len(), |at| at + end.len());
+    Some(rest.len() - body.len() + closed)
 }
 
 fn block_comment_len(rest: &str) -> usize {
