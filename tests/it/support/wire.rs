@@ -108,6 +108,8 @@ pub struct Wire {
     read: BytesMut,
     /// Every frame it was sent.
     pub seen: Vec<Frame>,
+    /// Every answer it gave to a request for authentication.
+    pub answers: Vec<Vec<u8>>,
     /// The hash of the server's certificate, if it is to be used for channel binding.
     pub binding: Option<Vec<u8>>,
 }
@@ -119,6 +121,7 @@ impl Wire {
             stream: Box::new(stream),
             read: BytesMut::new(),
             seen: Vec::new(),
+            answers: Vec::new(),
             binding: None,
         }
     }
@@ -218,6 +221,7 @@ impl Wire {
             };
             if frame.tag == b'R' {
                 if let Some(answer) = self.answer(&frame, role, password, &mut scram) {
+                    self.answers.push(answer.clone());
                     // It may have been refused meanwhile.
                     let _ = self.try_send(&frames::message(b'p', &answer)).await;
                 }
