@@ -5,4 +5,11 @@
 
 mod support;
 
+mod config_cli;
+mod limits;
+mod login;
+mod observability;
 mod relay;
+mod stopping;
+mod strangers;
+mod tls;

@@ -165,7 +165,13 @@ async fn protocol_3_0_has_short_cancel_keys_and_3_2_long_ones() {
 async fn newer_versions_and_unknown_protocol_options_are_negotiated() {
     let db = database().await;
     let proxy = proxy().start().await;
-    let cases: [(u8, &[(&str, &str)], u32, &[&str]); 3] = [
+    type Case = (
+        u8,
+        &'static [(&'static str, &'static str)],
+        u32,
+        &'static [&'static str],
+    );
+    let cases: [Case; 3] = [
         (99, &[], 2, &[]),
         (
             2,

@@ -31,6 +31,7 @@ mod raw;
 mod server;
 mod sql;
 mod wait;
+pub mod wire;
 
 pub use frames::Frame;
 pub use metrics::Metrics;
