@@ -255,6 +255,39 @@ async fn a_broken_handshake_hurts_nobody() {
     assert!(!proxy.log().contains("panicked"));
 }
 
+/// libpq sends a cancel request in the clear until version 16, encrypted since.
+#[tokio::test]
+async fn a_cancel_request_may_be_encrypted_or_not() {
+    let db = database().await;
+    let certificates = Certificates::new(&["localhost"]);
+    let proxy = with_tls(&certificates)
+        .set("listen.require_tls", true)
+        .start()
+        .await;
+    let observer = observer().await;
+    for encrypted in [false, true] {
+        let mut busy = certificates.connect(proxy.address).await;
+        busy.log_in(&db.name, ROLE, PASSWORD).await.unwrap();
+        let key = busy.seen.iter().find(|frame| frame.tag == b'K').unwrap();
+        let (pid, secret) = key.body.split_first_chunk::<4>().unwrap();
+        let request = frames::cancel_request(u32::from_be_bytes(*pid), secret);
+        busy.send(&frames::query("select pg_sleep(60)")).await;
+        eventually("it runs", async || {
+            observer.in_state(&db, "active").await == 1
+        })
+        .await;
+        let mut other = match encrypted {
+            true => certificates.connect(proxy.address).await,
+            false => Wire::tcp(proxy.address).await,
+        };
+        other.send(&request).await;
+        assert_eq!(other.rest().await, []);
+        let error = busy.frame().await;
+        assert_eq!(error.tag, b'T', "{error:?}");
+        assert_eq!(busy.frame().await.sqlstate(), "57014", "{encrypted}");
+    }
+}
+
 /// Lets the server accept TLS with this certificate, or not at all.
 async fn serve_tls(certificates: Option<&Certificates>) {
     let observer = observer().await;

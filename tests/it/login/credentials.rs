@@ -257,3 +257,65 @@ async fn the_servers_own_refusal_reaches_the_client() {
     db.execute(&format!("ALTER ROLE {locked} LOGIN")).await;
     try_login(&proxy, &db, &locked, "secret").await.unwrap();
 }
+
+/// What SASLprep forbids is taken as it is, as by PostgreSQL and libpq.
+#[tokio::test]
+async fn passwords_of_any_characters() {
+    let db = database().await;
+    let passwords = [
+        "a bell \u{7}",
+        "soft\u{ad}hyphen, \u{2168}, \u{fb01}",
+        "unassigned \u{378}",
+        "\u{627}1 ends left to right",
+        "\u{1f40e}\u{1f50b}",
+        "\u{e000} private",
+        "\u{fffd}",
+        " ",
+        "a:b,c=d\\n\"",
+    ];
+    let long = "x".repeat(900);
+    for (number, password) in passwords.into_iter().chain([long.as_str()]).enumerate() {
+        let role = db.role(&number.to_string(), password).await;
+        for method in ["scram-sha-256", "md5"] {
+            let proxy = proxy()
+                .secret(&role, password)
+                .set("auth.method", method)
+                .start()
+                .await;
+            let mut wire = Wire::tcp(proxy.address).await;
+            let login = wire.log_in(&db.name, &role, password).await;
+            assert!(login.is_ok(), "{method} {password:?}: {login:?}");
+            let (code, _) = refusal(&proxy, &db, &role, &format!("{password}x")).await;
+            assert_eq!(code, "28P01", "{method} {password:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn names_of_any_characters() {
+    let observer = observer().await;
+    let id = std::process::id();
+    let (role, name) = (
+        format!("r\u{f6}le \"of\" 'x', {id}"),
+        format!("D\u{e4}t \"a\";-- {id}"),
+    );
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    for sql in [
+        format!("CREATE ROLE {} LOGIN PASSWORD 'secret'", quoted(&role)),
+        format!("CREATE DATABASE {} TEMPLATE template0", quoted(&name)),
+    ] {
+        observer.client.batch_execute(&sql).await.unwrap();
+    }
+    let proxy = proxy().secret(&role, "secret").start().await;
+    let mut wire = Wire::tcp(proxy.address).await;
+    wire.log_in(&name, &role, "secret").await.unwrap();
+    assert_eq!(wire.value("select current_user").await, role);
+    assert_eq!(wire.value("select current_database()").await, name);
+    // Its labels are quoted, too.
+    let metrics = proxy.metrics().await;
+    let label = name.replace('"', "\\\"");
+    assert_eq!(
+        metrics.sum("pgsluice_database_connections", &[("database", &label)]),
+        1.0
+    );
+}

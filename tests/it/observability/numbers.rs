@@ -86,6 +86,55 @@ async fn logins_by_outcome() {
     becomes(&proxy, CLIENTS, &[], 1.0).await;
 }
 
+/// A client, logged in, in a transaction or not, and what ends it.
+async fn each_end_once(proxy: &Proxy, db: &Database) {
+    let observer = observer().await;
+    // idle_client_timeout: a second.
+    proxy.raw(db).await.rest().await;
+    becomes(proxy, CLOSED, &[("reason", "idle_client_timeout")], 1.0).await;
+    // idle_in_transaction_timeout: as long.
+    let mut client = proxy.raw(db).await;
+    client.query("begin").await;
+    client.rest().await;
+    let reason = [("reason", "idle_in_transaction_timeout")];
+    becomes(proxy, CLOSED, &reason, 1.0).await;
+    let mut client = proxy.raw(db).await;
+    client.send(&frames::query("select pg_sleep(60)")).await;
+    eventually("it runs", async || {
+        observer.in_state(db, "active").await == 1
+    })
+    .await;
+    for pid in observer.pids(db).await {
+        observer.terminate(pid).await;
+    }
+    client.rest().await;
+    becomes(proxy, CLOSED, &[("reason", "backend_lost")], 1.0).await;
+    let mut client = proxy.raw(db).await;
+    client.send(b"?\0\0\0\x04").await;
+    client.rest().await;
+    becomes(proxy, CLOSED, &[("reason", "protocol_violation")], 1.0).await;
+}
+
+#[tokio::test]
+async fn sessions_end_for_a_reason() {
+    let db = database().await;
+    let proxy = proxy()
+        .set("pool.idle_client_timeout", "1s")
+        .set("pool.idle_in_transaction_timeout", "1s")
+        .start()
+        .await;
+    each_end_once(&proxy, &db).await;
+    becomes(&proxy, CLOSED, &[], 4.0).await;
+    becomes(&proxy, CLIENTS, &[], 0.0).await;
+    becomes(
+        &proxy,
+        "pgsluice_database_connections_in_transaction",
+        &[],
+        0.0,
+    )
+    .await;
+}
+
 async fn counts_as_the_server(proxy: &Proxy, db: &Database, expected: usize) {
     let observer = observer().await;
     eventually("both count the same connections", async || {

@@ -217,3 +217,26 @@ async fn what_clients_ask_for_at_login() {
     .await;
     is_silent(&proxy, &[]);
 }
+
+#[tokio::test]
+async fn what_the_operator_wrote() {
+    let db = database().await;
+    let proxy = proxy()
+        .set("log.level", "trace")
+        .set("pool.init_query", format!("select '{MARKER}'::int"))
+        .start()
+        .await;
+    let mut wire = Wire::tcp(proxy.address).await;
+    let refused = wire.log_in(&db.name, "postgres", "").await.unwrap_err();
+    assert_eq!(refused.sqlstate(), "22P02", "{refused:?}");
+    // Nor is it any client's business.
+    assert!(
+        !refused.field(b'M').unwrap().contains(MARKER),
+        "{refused:?}"
+    );
+    eventually("it is logged", async || {
+        proxy.log().contains("client refused")
+    })
+    .await;
+    is_silent(&proxy, &[]);
+}
