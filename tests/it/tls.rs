@@ -282,9 +282,12 @@ async fn a_cancel_request_may_be_encrypted_or_not() {
         };
         other.send(&request).await;
         assert_eq!(other.rest().await, []);
-        let error = busy.frame().await;
-        assert_eq!(error.tag, b'T', "{error:?}");
-        assert_eq!(busy.frame().await.sqlstate(), "57014", "{encrypted}");
+        // (The rows may have been described before.)
+        let mut answer = busy.frame().await;
+        if answer.tag == b'T' {
+            answer = busy.frame().await;
+        }
+        assert_eq!(answer.sqlstate(), "57014", "encrypted: {encrypted}");
     }
 }
 

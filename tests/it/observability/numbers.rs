@@ -63,7 +63,7 @@ async fn logins_by_outcome() {
     let proxy = proxy()
         .secret(&locked, "secret")
         .set("limits.max_clients", 1)
-        .set("listen.login_timeout", "300ms")
+        .set("listen.login_timeout", "3s")
         .start()
         .await;
     try_login(&proxy, &db.name, &locked, "wrong").await;
