@@ -30,7 +30,7 @@ LATENCY_PERCENTILES = (50, 95, 99)
 LATENCY_LOADS = {"1 client": ("-c", 1), "16 clients, 2000/s": ("-c", 16, "-R", 2000)}
 LOGIN_WORKERS = 4
 IDLE_CLIENTS = 2000
-BULK = {"rows of 8 kB": (8_000, 131_072), "rows of 100 B": (100, 5_000_000)}
+BULK = {"rows of 8 kB": (8_000, 65_536), "rows of 100 B": (100, 2_500_000)}
 DRAIN_BYTES = 1 << 20
 READY = message(b"Z", b"I")
 
