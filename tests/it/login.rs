@@ -1,5 +1,6 @@
 //! Who gets in, and what those who do not are told.
 
+mod bad_servers;
 mod credentials;
 mod greeting;
 mod strangers_look_alike;

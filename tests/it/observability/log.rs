@@ -1,7 +1,9 @@
 //! One line each for a login, a refusal, a pin, a discard, a close; as text and as JSON.
 
 use crate::support::wire::Wire;
-use crate::support::{Database, Proxy, RawClient, database, eventually, frames, proxy};
+use crate::support::{
+    Database, PASSWORD, Proxy, ROLE, RawClient, database, eventually, frames, proxy,
+};
 use serde_json::Value;
 
 /// A day in the life of a proxy: each kind of event once.
@@ -134,8 +136,14 @@ async fn names_from_strangers_can_not_forge_a_line() {
             .send(&frames::startup(&[("user", name), ("database", &db.name)]))
             .await;
         client.finish_login("wrong").await.unwrap();
+        // Who is known may still invent a database.
+        let mut client = RawClient::connect(proxy.address).await;
+        let parameters = [("user", ROLE), ("database", name)];
+        client.send(&frames::startup(&parameters)).await;
+        let refused = client.finish_login(PASSWORD).await.unwrap();
+        assert_eq!(refused.sqlstate(), "3D000");
         eventually("it is logged", async || {
-            proxy.log().contains("client refused")
+            proxy.log().matches("client refused").count() == 2
         })
         .await;
         let log = proxy.log();

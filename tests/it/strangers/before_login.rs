@@ -364,3 +364,27 @@ async fn a_thousand_abandoned_connections_of_each_kind() {
     };
     eventually("their descriptors are closed", async || fds() < 100).await;
 }
+
+/// Out of descriptors, those inside are served, and newcomers again as soon as there are some.
+#[tokio::test]
+async fn strangers_can_take_every_descriptor_but_not_for_ever() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).start().await;
+    let mut inside = proxy.raw(&db).await;
+    inside.query("select 1").await;
+    let limited = std::process::Command::new("prlimit")
+        .args(["--nofile=100:100", "--pid", &proxy.pid().to_string()])
+        .status();
+    assert!(limited.unwrap().success());
+    let mut strangers = Vec::new();
+    for _ in 0..200 {
+        strangers.push(TcpStream::connect(proxy.address).await.unwrap());
+    }
+    eventually("it has run out", async || {
+        proxy.log().contains("accept failed")
+    })
+    .await;
+    assert_eq!(inside.value("select 1").await, "1");
+    drop(strangers);
+    is_in_order(&proxy, &db, "out of descriptors").await;
+}
