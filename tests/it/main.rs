@@ -5,11 +5,16 @@
 
 mod support;
 
+mod cancel;
 mod config_cli;
 mod limits;
 mod login;
 mod observability;
+mod pinning;
+mod pool_bounds;
 mod relay;
 mod stopping;
 mod strangers;
 mod tls;
+mod transactions;
+mod wounds;

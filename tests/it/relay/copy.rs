@@ -226,7 +226,7 @@ async fn stray_copy_data_means_nothing() {
 }
 
 #[tokio::test]
-async fn other_messages_during_copy_in_end_it_or_the_connection() {
+async fn other_messages_during_copy_in_end_the_copy() {
     let pair = Pair::new().await;
     for other in [
         query("SELECT 1"),
@@ -242,6 +242,11 @@ async fn other_messages_during_copy_in_end_it_or_the_connection() {
         ];
         pair.same(&script).await;
     }
+}
+
+#[tokio::test]
+async fn a_goodbye_during_copy_in_is_answered_with_the_servers_words() {
+    let pair = Pair::new().await;
     pair.same(&[Send(query(IN)), Until(b'G'), Send(terminate()), End])
         .await;
 }
