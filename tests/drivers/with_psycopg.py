@@ -263,6 +263,31 @@ def cancel_of_an_idle_session_hits_nobody():
         same(idle.execute("select 'after'").fetchone(), ("after",))
 
 
+def cancel_hits_no_later_statement():
+    """The server ends a cancel's connection once the signal is sent, so what is sent after that end can't be hit.
+
+    The statement meant may be over before; then nothing must be cancelled at all.
+    """
+    with connect(prepare_threshold=None) as connection:
+        late = 0
+        for _ in range(30):
+            with connection.transaction(force_rollback=True):
+                canceller = threading.Thread(target=connection.cancel)
+                canceller.start()
+                try:
+                    with connection.transaction():
+                        connection.execute("select pg_sleep(0.0005)")
+                except errors.QueryCanceled:
+                    pass
+                canceller.join()
+                try:
+                    with connection.transaction():
+                        connection.execute("select pg_sleep(0.01)")
+                except errors.QueryCanceled:
+                    late += 1
+        same(late, 0)
+
+
 def cancelled(connection):
     with Within(15):
         try:
@@ -400,6 +425,7 @@ def main():
         ("cancel over a connection like its own", cancel, psycopg.Connection.cancel_safe),
         ("cancel inside a transaction", cancel_inside_a_transaction),
         ("cancel of an idle session hits nobody", cancel_of_an_idle_session_hits_nobody),
+        ("cancel hits no later statement", cancel_hits_no_later_statement),
         ("server-side cursor", server_side_cursor),
         ("rows one by one", rows_one_by_one),
         ("notification", notification),
