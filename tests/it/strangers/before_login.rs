@@ -388,3 +388,29 @@ async fn strangers_can_take_every_descriptor_but_not_for_ever() {
     drop(strangers);
     is_in_order(&proxy, &db, "out of descriptors").await;
 }
+
+/// Who may log in may name any database, but not fill the memory with names.
+#[tokio::test]
+async fn databases_that_do_not_exist_leave_nothing_behind() {
+    const NAMES: u64 = 400;
+    let db = database().await;
+    let proxy = proxy().set("log.level", "warn").start().await;
+    let ask = async |name: String| {
+        let mut client = RawClient::connect(proxy.address).await;
+        client
+            .send(&frames::startup(&[("user", ROLE), ("database", &name)]))
+            .await;
+        let refused = client.finish_login("").await.unwrap();
+        assert_eq!(refused.sqlstate(), "3D000");
+    };
+    for number in 0..NAMES {
+        ask(format!("warm_up_{}", number % 100)).await;
+    }
+    let before = memory_kb(&proxy);
+    for number in 0..NAMES {
+        ask(format!("no_such_database_{number}")).await;
+    }
+    let grown = memory_kb(&proxy).saturating_sub(before);
+    assert!(grown < 1024, "{grown} KB for {NAMES} names");
+    is_in_order(&proxy, &db, "many databases").await;
+}
