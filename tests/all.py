@@ -14,7 +14,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CARGO_TEST = ["cargo", "test", "--locked"]
+CARGO_TEST = ["cargo", "test", "--locked", "--no-fail-fast"]
 RELEASE = ["cargo", "build", "--release", "--locked"]
 
 # How test runners tell their counts: Rust's, and our own in Python.

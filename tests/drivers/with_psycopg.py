@@ -283,7 +283,7 @@ def cancel_hits_no_later_statement():
                 try:
                     with connection.transaction():
                         connection.execute("select pg_sleep(0.01)")
-                except errors.QueryCanceled:
+                except (errors.QueryCanceled, errors.InFailedSqlTransaction):
                     late += 1
         same(late, 0)
 
