@@ -19,6 +19,17 @@ pub struct CancelTarget {
     pub(super) secret: Arc<[u8]>,
 }
 
+#[cfg(test)]
+impl CancelTarget {
+    pub(crate) fn for_tests(server: &Arc<Server>, pid: u32, secret: &[u8]) -> Self {
+        Self {
+            server: server.clone(),
+            pid,
+            secret: secret.into(),
+        }
+    }
+}
+
 impl fmt::Debug for CancelTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CancelTarget")

@@ -35,8 +35,13 @@ pub enum Greeting {
         /// The connection opened with TLS, without asking first.
         direct_tls: bool,
     },
-    /// Somebody wants another connection's query cancelled. The connection is already closed: no answer is due.
-    Cancel(CancelRequest),
+    /// Somebody wants another connection's query cancelled.
+    Cancel {
+        /// The connection. No answer is due on it: its end tells the client that the cancel has been carried out.
+        stream: Stream,
+        /// Whose.
+        request: CancelRequest,
+    },
     /// Nobody there: connected and left, or left on hearing that there is no encryption.
     Gone,
 }
@@ -128,7 +133,7 @@ pub async fn greet(
             Err(PacketError::Invalid(error)) => Refusal::Packet(error),
             Ok(None) => return Ok(Greeting::Gone),
             // A cancel request is taken without TLS, too: libpq before 17 sends it no other way.
-            Ok(Some(Packet::Cancel(request))) => return Ok(Greeting::Cancel(request)),
+            Ok(Some(Packet::Cancel(request))) => return Ok(Greeting::Cancel { stream, request }),
             Ok(Some(Packet::SslRequest)) if ssl_asked => twice(5679),
             Ok(Some(Packet::GssEncRequest)) if gss_asked => twice(5680),
             Ok(Some(Packet::SslRequest)) if !buf.is_empty() => Refusal::DataAfterSslRequest,

@@ -20,7 +20,7 @@ use crate::session::{Session, SessionStart};
 use crate::tls::accept::Acceptor;
 use crate::tls::{Socket, Stream};
 use crate::wire::error_response::{ErrorMessage, Severity};
-use crate::wire::startup::Startup;
+use crate::wire::startup::{CancelRequest, Startup};
 use bytes::BytesMut;
 use std::fmt;
 use std::net::IpAddr;
@@ -76,6 +76,16 @@ struct Admitted {
     startup: Box<Startup>,
     _admission: Admission,
     _gauge: ClientGauge,
+}
+
+/// What became of a connection before its deadline.
+enum Arrival {
+    /// A client that may come in.
+    Admitted(Admitted),
+    /// A request to cancel what another one runs.
+    Cancel(Stream, CancelRequest),
+    /// Refused, or gone.
+    Ended,
 }
 
 /// Why a client was not let in.
@@ -137,8 +147,9 @@ impl Front {
         let login = Box::pin(self.clone().log_in(newcomer));
         let deadline = self.config.listen.login_timeout;
         let admitted = match tokio::time::timeout(deadline, login).await {
-            Ok(Some(admitted)) => admitted,
-            Ok(None) => return,
+            Ok(Arrival::Admitted(admitted)) => admitted,
+            Ok(Arrival::Cancel(stream, request)) => return self.cancel(stream, request).await,
+            Ok(Arrival::Ended) => return,
             Err(_) => {
                 metrics.setup(SetupResult::FailedTimeout);
                 tracing::info!(%endpoint, from = %From_(address), "login took longer than login_timeout");
@@ -155,8 +166,8 @@ impl Front {
         drop(held);
     }
 
-    /// Handshake, authentication, admission. `None` if that was the end of it.
-    async fn log_in(self: Arc<Self>, newcomer: Newcomer) -> Option<Admitted> {
+    /// Handshake, authentication, admission.
+    async fn log_in(self: Arc<Self>, newcomer: Newcomer) -> Arrival {
         let Newcomer {
             socket,
             address,
@@ -176,13 +187,8 @@ impl Front {
                 startup,
                 ..
             }) => (stream, buf, startup),
-            Ok(Greeting::Cancel(request)) => {
-                let client = ClientId(request.pid);
-                let outcome = self.cancels.cancel(client, &request.secret).await;
-                tracing::debug!(%client, ?outcome, "cancel request");
-                return None;
-            }
-            Ok(Greeting::Gone) => return None,
+            Ok(Greeting::Cancel { stream, request }) => return Arrival::Cancel(stream, request),
+            Ok(Greeting::Gone) => return Arrival::Ended,
             Err(HandshakeError::Refused {
                 mut stream,
                 refusal,
@@ -191,18 +197,18 @@ impl Front {
                 tracing::info!(%endpoint, from = %From_(address), error = %refusal, "client refused");
                 let message = ErrorMessage::from_client_facing(Severity::Fatal, &refusal);
                 farewell(&mut stream, &message).await;
-                return None;
+                return Arrival::Ended;
             }
             Err(error) => {
                 metrics.setup(SetupResult::FailedProtocol);
                 tracing::debug!(%endpoint, from = %From_(address), %error, "handshake broken off");
-                return None;
+                return Arrival::Ended;
             }
         };
         match self.admit(&mut stream, &mut buf, &startup, address).await {
             Ok(admission) => {
                 let gauge = metrics.connected(stream.is_tls());
-                Some(Admitted {
+                Arrival::Admitted(Admitted {
                     stream,
                     buf,
                     startup,
@@ -212,9 +218,19 @@ impl Front {
             }
             Err(refusal) => {
                 refuse(stream, &startup, &refusal, &metrics, address).await;
-                None
+                Arrival::Ended
             }
         }
+    }
+
+    /// Carries out a cancel request, and only then closes the connection that brought it: libpq and pgJDBC wait for
+    /// that, as PostgreSQL does it after the signal was sent (`processCancelRequest`). Its deadline is the registry's.
+    async fn cancel(&self, mut stream: Stream, request: CancelRequest) {
+        let client = ClientId(request.pid);
+        let outcome = self.cancels.cancel(client, &request.secret).await;
+        tracing::debug!(%client, ?outcome, "cancel request");
+        // Inside TLS a goodbye is due, or its end looks like an error.
+        let _ = tokio::time::timeout(REFUSAL_DEADLINE, stream.shutdown()).await;
     }
 
     async fn admit(
@@ -340,3 +356,6 @@ impl fmt::Display for From_ {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,8 +30,8 @@ async fn greeted(
 }
 
 async fn close(result: &mut Result<Greeting, HandshakeError>) {
-    if let Ok(Greeting::Startup { stream, .. }) | Err(HandshakeError::Refused { stream, .. }) =
-        result
+    if let Ok(Greeting::Startup { stream, .. } | Greeting::Cancel { stream, .. })
+    | Err(HandshakeError::Refused { stream, .. }) = result
     {
         let _ = stream.shutdown().await;
     }
@@ -174,7 +174,7 @@ async fn require_tls_binds_logins_over_tcp_alone() {
     assert_eq!(refusal, Refusal::TlsRequired);
     assert_eq!(refusal.sqlstate(), SqlState::INVALID_AUTHORIZATION);
     let (result, _) = greeted(CANCEL, Some(&acceptor), true).await;
-    assert!(matches!(result, Ok(Greeting::Cancel(_))));
+    assert!(matches!(result, Ok(Greeting::Cancel { .. })));
 
     let (mut client, server) = UnixStream::pair().unwrap();
     client.write_all(LOGIN).await.unwrap();
@@ -248,7 +248,7 @@ async fn logins_and_cancels_work_inside_tls_asked_for_or_direct() {
         assert!(stream.is_tls() && direct_tls == direct && buf == b"more"[..]);
         assert!(said.is_empty());
         let (result, _) = inside_tls(&certificate, direct, CANCEL).await;
-        let Ok(Greeting::Cancel(request)) = result else {
+        let Ok(Greeting::Cancel { request, .. }) = result else {
             panic!("{result:?}")
         };
         assert_eq!((request.pid, &request.secret[..]), (7, &[1, 2, 3, 4][..]));
