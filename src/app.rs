@@ -7,6 +7,7 @@ use crate::client::credentials::ClientSecrets;
 use crate::client::limits::Limits;
 use crate::client::listener::{ListenError, Listener};
 use crate::client::serve::Front;
+use crate::client::strangers::Strangers;
 use crate::config::Config;
 use crate::drain::{Drain, Phase};
 use crate::metrics::Metrics;
@@ -26,7 +27,7 @@ use tokio::sync::watch;
 /// After the deadline of the drain, or a second signal: how long the last goodbyes may take.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Descriptors beside one a client and one a backend: listeners, files, cancels, spare.
+/// Descriptors beside one a client or stranger and one a backend: listeners, files, cancels, spare.
 const DESCRIPTORS_SPARE: u64 = 200;
 
 /// Why the proxy did not start.
@@ -130,6 +131,7 @@ fn wire(
         acceptor,
         client_secrets: ClientSecrets::default(),
         limits: Limits::new(config.limits.clone()),
+        strangers: Strangers::new(&config.limits),
         target,
         parameters: LoginParameters::default(),
         cancels: Arc::new(CancelRegistry::default()),
@@ -172,12 +174,14 @@ async fn stop(
 
 /// One descriptor a client, one a backend: as many as the system allows.
 fn raise_descriptor_limit(config: &Config) {
-    let needed = u64::from(config.limits.max_clients) + DESCRIPTORS_SPARE;
+    let limits = &config.limits;
+    let connections = u64::from(limits.max_clients) + u64::from(limits.max_logins_in_progress);
+    let needed = connections + DESCRIPTORS_SPARE;
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) if limit < needed => tracing::warn!(
             limit,
             needed,
-            "fewer open files allowed than limits.max_clients needs; raise the limit (ulimit -n)"
+            "fewer open files allowed than limits.max_clients and max_logins_in_progress need; raise the limit (ulimit -n)"
         ),
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),

@@ -156,6 +156,8 @@ mod tests {
             max_clients_per_user: Some(2),
             max_clients_per_database: Some(3),
             max_clients_per_address: Some(3),
+            max_logins_in_progress: 1,
+            max_logins_in_progress_per_address: None,
         });
         let here = Some(IpAddr::from([127, 0, 0, 1]));
         let key = |result: Result<Admission, LimitReached>| result.err().map(|error| error.key);

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 /// Clients the kernel holds before they are accepted: a surge must not be refused by it.
 const BACKLOG: u32 = 4096;
 
-/// After a failed accept: out of descriptors, usually; somebody must close one first.
+/// After a failed accept: somebody must have closed a descriptor first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A place where clients connect.
@@ -100,11 +100,14 @@ impl Listener {
                         address,
                         endpoint: self.name.clone(),
                         metrics: self.metrics.clone(),
+                        place: front.strangers.enter(address),
                     };
                     tokio::spawn(front.clone().serve(newcomer));
                 }
                 Err(error) => {
                     tracing::error!(endpoint = %self.name, %error, "accept failed; trying again");
+                    // Out of descriptors, usually: strangers must not hold the last ones.
+                    front.strangers.evict_one();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -6,4 +6,5 @@ pub mod handshake;
 pub mod limits;
 pub mod listener;
 pub mod serve;
+pub mod strangers;
 mod welcome;

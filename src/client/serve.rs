@@ -4,6 +4,7 @@ use super::auth::{AuthError, Login, authenticate};
 use super::credentials::ClientSecrets;
 use super::handshake::{Greeting, HandshakeError, greet};
 use super::limits::{Admission, LimitReached, Limits};
+use super::strangers::{Eviction, Place, Strangers};
 use super::welcome::welcome;
 use crate::backend::settings::Settings;
 use crate::cancel::CancelRegistry;
@@ -43,6 +44,8 @@ pub struct Front {
     pub client_secrets: ClientSecrets,
     /// How many may come in.
     pub limits: Arc<Limits>,
+    /// How many may be on their way in.
+    pub strangers: Arc<Strangers>,
     /// Where backends come from.
     pub target: Arc<TargetPools>,
     /// What the server tells at login.
@@ -67,6 +70,8 @@ pub struct Newcomer {
     pub endpoint: Arc<str>,
     /// The listener's metrics.
     pub metrics: EndpointMetrics,
+    /// Its place among those who have not logged in, and when it must leave it.
+    pub place: (Place, Eviction),
 }
 
 /// A client whose login the proxy has accepted, before it has been welcomed.
@@ -140,13 +145,31 @@ impl Refusal {
 impl Front {
     /// Serves one connection until it is closed.
     pub async fn serve(self: Arc<Self>, newcomer: Newcomer) {
-        newcomer.metrics.received();
-        let (metrics, endpoint) = (newcomer.metrics.clone(), newcomer.endpoint.clone());
-        let address = newcomer.address;
+        let Newcomer {
+            socket,
+            address,
+            endpoint,
+            metrics,
+            place: (place, mut eviction),
+        } = newcomer;
+        metrics.received();
         // The login's buffers and state are freed before the session begins.
-        let login = Box::pin(self.clone().log_in(newcomer));
+        let from = (&*endpoint, address);
+        let login = Box::pin(self.clone().log_in(socket, from, &metrics, &place));
         let deadline = self.config.listen.login_timeout;
-        let admitted = match tokio::time::timeout(deadline, login).await {
+        let arrival = tokio::select! {
+            arrival = tokio::time::timeout(deadline, login) => arrival,
+            () = eviction.comes() => {
+                metrics.setup(SetupResult::FailedLimit);
+                tracing::info!(
+                    %endpoint, from = %From_(address),
+                    "closed before its login: too many are in progress, and it was silent longest"
+                );
+                return;
+            }
+        };
+        drop(place);
+        let admitted = match arrival {
             Ok(Arrival::Admitted(admitted)) => admitted,
             Ok(Arrival::Cancel(stream, request)) => return self.cancel(stream, request).await,
             Ok(Arrival::Ended) => return,
@@ -167,13 +190,13 @@ impl Front {
     }
 
     /// Handshake, authentication, admission.
-    async fn log_in(self: Arc<Self>, newcomer: Newcomer) -> Arrival {
-        let Newcomer {
-            socket,
-            address,
-            endpoint,
-            metrics,
-        } = newcomer;
+    async fn log_in(
+        self: Arc<Self>,
+        socket: Socket,
+        (endpoint, address): (&str, Option<IpAddr>),
+        metrics: &EndpointMetrics,
+        place: &Place,
+    ) -> Arrival {
         let greeting = greet(
             socket,
             self.acceptor.as_ref(),
@@ -186,7 +209,10 @@ impl Front {
                 buf,
                 startup,
                 ..
-            }) => (stream, buf, startup),
+            }) => {
+                place.heard();
+                (stream, buf, startup)
+            }
             Ok(Greeting::Cancel { stream, request }) => return Arrival::Cancel(stream, request),
             Ok(Greeting::Gone) => return Arrival::Ended,
             Err(HandshakeError::Refused {
@@ -194,14 +220,14 @@ impl Front {
                 refusal,
             }) => {
                 metrics.setup(SetupResult::FailedProtocol);
-                tracing::info!(%endpoint, from = %From_(address), error = %refusal, "client refused");
+                tracing::info!(endpoint, from = %From_(address), error = %refusal, "client refused");
                 let message = ErrorMessage::from_client_facing(Severity::Fatal, &refusal);
                 farewell(&mut stream, &message).await;
                 return Arrival::Ended;
             }
             Err(error) => {
                 metrics.setup(SetupResult::FailedProtocol);
-                tracing::debug!(%endpoint, from = %From_(address), %error, "handshake broken off");
+                tracing::debug!(endpoint, from = %From_(address), %error, "handshake broken off");
                 return Arrival::Ended;
             }
         };
@@ -217,7 +243,7 @@ impl Front {
                 })
             }
             Err(refusal) => {
-                refuse(stream, &startup, &refusal, &metrics, address).await;
+                refuse(stream, &startup, &refusal, metrics, address).await;
                 Arrival::Ended
             }
         }

@@ -198,6 +198,10 @@ pub struct Limits {
     pub max_clients_per_database: Option<u32>,
     /// From the same address (TCP only).
     pub max_clients_per_address: Option<u32>,
+    /// Connections that have not logged in yet; beyond it the longest silent one is closed.
+    pub max_logins_in_progress: u32,
+    /// The same from one address (TCP only).
+    pub max_logins_in_progress_per_address: Option<u32>,
 }
 
 /// Where credentials come from.

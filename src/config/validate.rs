@@ -35,6 +35,8 @@ const CONNECTION_BORROW_TIMEOUT: Duration = Duration::from_secs(120);
 const IDLE_CLIENT_TIMEOUT: Duration = Duration::from_secs(1800);
 const MAX_CONNECTION_LIFETIME: Duration = hours(24);
 const MAX_CLIENTS: u32 = 10_000;
+/// As many as may be clients: a surge of real logins must fit.
+const MAX_LOGINS_IN_PROGRESS: u32 = 10_000;
 const SECRETS_FILE: &str = "secrets.json";
 const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(LOCALHOST, 9432);
 const LOG_LEVEL: &str = "info";
@@ -354,6 +356,13 @@ fn limits(mut section: Section<'_>) -> Limits {
         max_clients_per_user: section.optional("max_clients_per_user", &clients),
         max_clients_per_database: section.optional("max_clients_per_database", &clients),
         max_clients_per_address: section.optional("max_clients_per_address", &clients),
+        max_logins_in_progress: section.or(
+            "max_logins_in_progress",
+            MAX_LOGINS_IN_PROGRESS,
+            &clients,
+        ),
+        max_logins_in_progress_per_address: section
+            .optional("max_logins_in_progress_per_address", &clients),
     };
     section.finish();
     limits

@@ -16,6 +16,10 @@ pub const BODY_LEN_MAX: usize = 10_000;
 /// Names longer than this are cut, as PostgreSQL does (`NAMEDATALEN` less the final NUL).
 const NAME_LEN_MAX: usize = 63;
 
+/// Run-time parameters and protocol options one packet may hold: a driver sends a handful, and each costs more memory
+/// here than on the wire.
+const PARAMETERS_MAX: usize = 100;
+
 /// The newest minor version of protocol 3 that is spoken here.
 const MINOR_LATEST: u16 = 2;
 
@@ -114,6 +118,9 @@ pub enum StartupError {
     /// Bytes that are no text.
     #[error("invalid startup packet: names and values must be UTF-8")]
     NotUtf8,
+    /// More than anybody needs.
+    #[error("too many parameters in startup packet: at most {PARAMETERS_MAX} are accepted")]
+    TooManyParameters,
     /// No user.
     #[error("no PostgreSQL user name specified in startup packet")]
     NoUser,
@@ -140,6 +147,7 @@ impl ClientFacing for StartupError {
             StartupError::InvalidLength
             | StartupError::InvalidCancelKeyLength
             | StartupError::MissingTerminator
+            | StartupError::TooManyParameters
             | StartupError::NotUtf8 => SqlState::PROTOCOL_VIOLATION,
             StartupError::UnsupportedProtocol { .. } | StartupError::Replication => {
                 SqlState::FEATURE_NOT_SUPPORTED
@@ -264,6 +272,9 @@ fn startup(requested_minor: u16, body: &[u8]) -> Result<Startup, StartupError> {
         return Err(StartupError::NoUser);
     }
     settings.append(&mut own);
+    if settings.len() + unknown_pq_options.len() > PARAMETERS_MAX {
+        return Err(StartupError::TooManyParameters);
+    }
     Ok(Startup {
         version: ProtocolVersion {
             major: 3,

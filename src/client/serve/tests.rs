@@ -46,6 +46,7 @@ fn stage(port: u16, settings: &str) -> Stage {
         acceptor: None,
         client_secrets: ClientSecrets::new(),
         limits: Limits::new(config.limits.clone()),
+        strangers: Strangers::new(&config.limits),
         target,
         parameters: LoginParameters::default(),
         cancels: Arc::default(),
@@ -74,6 +75,7 @@ impl Stage {
             socket: Socket::Tcp(socket),
             address: Some(IpAddr::from([127, 0, 0, 1])),
             endpoint: "e".into(),
+            place: self.front.strangers.enter(None),
             metrics: self.front.metrics.endpoint("e"),
         }));
         client
@@ -113,4 +115,16 @@ async fn a_cancel_request_ends_when_it_has_been_carried_out() {
     );
     drop(carrier);
     waiting.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_silent_stranger_makes_room_for_the_next() {
+    let stage = stage(1, "[limits]\nmax_logins_in_progress = 1");
+    let mut silent = stage.client().await;
+    let mut next = stage.client().await;
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+    next.write_all(b"\0\0\0\x12\0\x03\0\0user\0ann\0\0")
+        .await
+        .unwrap();
+    assert_eq!(next.read_u8().await.unwrap(), b'R');
 }

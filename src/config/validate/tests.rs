@@ -87,6 +87,8 @@ fn defaults(folder: &Path) -> Config {
             max_clients_per_user: None,
             max_clients_per_database: None,
             max_clients_per_address: None,
+            max_logins_in_progress: 10_000,
+            max_logins_in_progress_per_address: None,
         },
         secrets: Secrets {
             file: folder.join("secrets.json"),
@@ -149,6 +151,8 @@ max_clients = 1
 max_clients_per_user = 2
 max_clients_per_database = 3
 max_clients_per_address = 4
+max_logins_in_progress = 5
+max_logins_in_progress_per_address = 6
 [secrets]
 file = "secrets.json"
 [admin]
@@ -233,6 +237,8 @@ fn every_key_reaches_its_field() {
             max_clients_per_user: Some(2),
             max_clients_per_database: Some(3),
             max_clients_per_address: Some(4),
+            max_logins_in_progress: 5,
+            max_logins_in_progress_per_address: Some(6),
         },
         secrets: Secrets {
             file: folder.path("secrets.json"),
@@ -467,6 +473,7 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "max_clients_per_user",
     "max_clients_per_database",
     "max_clients_per_address",
+    "max_logins_in_progress_per_address",
 ];
 
 #[test]

@@ -278,3 +278,25 @@ fn a_cancel_key_is_not_printed() {
     let text = format!("{packet:?}");
     assert!(text.contains("***") && !text.contains("83"), "{text}");
 }
+
+#[test]
+fn parameters_are_bounded_however_they_are_given() {
+    let own = |count: usize| -> Vec<u8> {
+        (0..count)
+            .flat_map(|n| format!("p{n}\0x\0").into_bytes())
+            .collect()
+    };
+    let pq = |count: usize| -> Vec<u8> {
+        (0..count)
+            .flat_map(|n| format!("_pq_.{n}\0x\0").into_bytes())
+            .collect()
+    };
+    let options =
+        |count: usize| [&b"options\0"[..], "-ca=b ".repeat(count).as_bytes(), b"\0"].concat();
+    let login = |more: &[u8]| take(&startup_packet(0, &[b"user\0ann\0", more, b"\0"].concat()));
+    for parameters in [own, pq, options] {
+        assert!(login(&parameters(PARAMETERS_MAX)).is_ok());
+        let refused = login(&parameters(PARAMETERS_MAX + 1));
+        assert_eq!(refused, Err(StartupError::TooManyParameters));
+    }
+}
