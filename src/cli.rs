@@ -57,6 +57,9 @@ pub fn load(
     } else {
         secrets(&config).map_err(|fault| faults.push(fault)).ok()
     };
+    if let Some(secrets) = &secrets {
+        faults.extend(trusted_without_secret(&config, secrets));
+    }
     match (secrets, ConfigFaults::new(faults)) {
         (Some(secrets), None) => Ok((config, secrets)),
         (_, Some(faults)) => Err(faults),
@@ -80,6 +83,20 @@ fn secrets(config: &Config) -> Result<SecretStore, ConfigFault> {
         server.ok_or_else(|| fault("target.host", missing.into()))?;
     }
     Ok(secrets)
+}
+
+/// Roles that would be let in and then get no database connection.
+fn trusted_without_secret(config: &Config, secrets: &SecretStore) -> Vec<ConfigFault> {
+    let names = config.auth.trust.iter().enumerate();
+    names
+        .filter(|(_, name)| !secrets.knows(name))
+        .map(|(index, _)| ConfigFault {
+            key: format!("auth.trust[{index}]"),
+            text: "is a role without a secret, which could not log in to the database; add it to \
+                   the secrets file, or remove it here"
+                .into(),
+        })
+        .collect()
 }
 
 /// The `check-config` command: a short summary, or every fault on standard error and exit code 64.
@@ -179,6 +196,12 @@ mod tests {
         assert!(lines[0].starts_with("pool.mode: "), "{told}");
         assert!(
             lines[1].starts_with("secrets.file: FOLDER/secrets.json is open to everyone"),
+            "{told}"
+        );
+
+        let told = load_with("trust", "auth.trust = ['a', 'b']", SECRET, 0o600).unwrap_err();
+        assert!(
+            told.starts_with("auth.trust[1]: is a role without a secret"),
             "{told}"
         );
 

@@ -27,7 +27,7 @@ pub struct Login<'a> {
     pub user: &'a Role,
     /// How it must prove that.
     pub method: AuthMethod,
-    /// It need not prove it.
+    /// It need not prove it, if it has a secret.
     pub trusted: bool,
     /// The role's password; `None` for a role nobody knows.
     pub password: Option<&'a Redacted<String>>,
@@ -160,7 +160,7 @@ impl ClientFacing for AuthError {
 }
 
 /// Lets a client prove who it is. On success it has been told AuthenticationOk; on failure nothing: that is the
-/// caller's, who also sees to it that a trusted role without a password gets no further.
+/// caller's.
 ///
 /// Not cancel-safe: a login half done can't be resumed, the caller drops the connection. Bounded in memory by the
 /// longest answer; the deadline is the caller's.
@@ -207,7 +207,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<'_, S> {
         login: &Login<'_>,
         channel: Channel<'_>,
     ) -> Result<Identity, AuthError> {
-        let proof = match (login.trusted, login.method) {
+        // A trusted role without a secret could not log in to the database: it gets no further than one nobody knows.
+        let trusted = login.trusted && login.known().is_some();
+        let proof = match (trusted, login.method) {
             (true, _) => Proof::Trust,
             (false, AuthMethod::ScramSha256) => self.scram(login, channel).await?,
             (false, AuthMethod::Md5) => self.md5(login).await?,

@@ -75,6 +75,11 @@ impl SecretStore {
         self.by_role.is_empty()
     }
 
+    /// Has the role a secret, for whichever database?
+    pub fn knows(&self, role: &str) -> bool {
+        self.by_role.contains_key(role)
+    }
+
     /// How many roles have a secret.
     pub fn roles(&self) -> usize {
         self.by_role.len()

@@ -317,6 +317,24 @@ async fn a_trusted_role_is_asked_nothing() {
 }
 
 #[tokio::test]
+async fn a_trusted_role_without_a_secret_is_asked_like_one_nobody_knows() {
+    let case = Case {
+        trusted: true,
+        password: None,
+        ..Case::new(AuthMethod::Md5)
+    };
+    let (verdict, request) = case
+        .run(async |client| {
+            let (number, _) = client.request().await;
+            client.password("md5whatever").await;
+            number
+        })
+        .await;
+    assert_eq!(request, 5);
+    assert!(matches!(verdict, Err(AuthError::WrongPassword(_))), "{verdict:?}");
+}
+
+#[tokio::test]
 async fn a_scram_client_may_wait_to_be_asked_for_its_first_message() {
     let case = Case::new(AuthMethod::ScramSha256);
     let (verdict, ()) = case
