@@ -307,6 +307,43 @@ impl PoolMetrics {
         self.up.set(succeeded.into());
     }
 
+    /// Has a database login ever succeeded?
+    pub fn has_succeeded(&self) -> bool {
+        self.succeeded.get() > 0
+    }
+
+    /// Are there any database connections now, in whatever state?
+    pub fn has_connections(&self) -> bool {
+        self.states.iter().flatten().any(|gauge| gauge.get() > 0)
+    }
+
+    /// Takes the series of a pool that never had a backend away.
+    pub(super) fn forget(families: &Families, target: &str, database: &str, user: &str) {
+        let labels = [target, ROLE, database, user];
+        for family in [
+            &families.waiting,
+            &families.borrowed,
+            &families.in_transaction,
+        ] {
+            let _ = family.remove_label_values(&labels);
+        }
+        for family in [&families.requests, &families.replays] {
+            let _ = family.remove_label_values(&labels);
+        }
+        let _ = families.borrow_seconds.remove_label_values(&labels);
+        for result in ["succeeded", "failed"] {
+            let labels = [target, ROLE, database, user, result];
+            let _ = families.database_setup.remove_label_values(&labels);
+        }
+        for (state, tls) in BackendState::ALL
+            .into_iter()
+            .flat_map(|state| [(state, false), (state, true)])
+        {
+            let labels = [target, ROLE, database, user, state.label(), yes_no(tls)];
+            let _ = families.database_connections.remove_label_values(&labels);
+        }
+    }
+
     /// A session's settings were given to another backend.
     pub fn replayed(&self) {
         self.replays.inc();

@@ -94,6 +94,19 @@ impl Metrics {
         })
     }
 
+    /// A pool without a single database login is gone: its names make room for others.
+    pub fn forget_pool(&self, target: &str, database: &str, user: &str) {
+        let pair = (database.to_owned(), user.to_owned());
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        if pairs.remove(&pair).is_none() {
+            // It was among the others.
+            return;
+        }
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.remove(&(target.to_owned(), database.to_owned(), user.to_owned()));
+        PoolMetrics::forget(&self.families, target, database, user);
+    }
+
     fn bounded(&self, database: &str, user: &str) -> (String, String) {
         let pair = (database.to_owned(), user.to_owned());
         let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,6 +204,32 @@ mod tests {
             );
             true
         }));
+    }
+
+    #[test]
+    fn a_forgotten_pool_leaves_no_series_and_its_place_to_another() {
+        let metrics = Metrics::new();
+        let empty = metrics.render();
+        let series = |name: &str| {
+            let name = format!("database=\"{name}\"");
+            metrics
+                .render()
+                .lines()
+                .filter(|line| line.contains(&name))
+                .count()
+        };
+        for number in 0..LABEL_PAIRS_MAX * 2 {
+            let name = format!("d{number}");
+            metrics.pool("t", &name, "u").requested();
+            assert!(series(&name) > 0);
+            metrics.forget_pool("t", &name, "u");
+        }
+        metrics.target("t");
+        let left: Vec<_> = metrics.render().lines().map(str::to_owned).collect();
+        assert!(left.len() <= empty.lines().count() + 6, "{left:#?}");
+        metrics.pool("t", "real", "u").requested();
+        assert!(series("real") > 0);
+        assert_eq!(series(OTHER), 0);
     }
 
     #[test]

@@ -285,6 +285,11 @@ impl Pool {
         self.idle.manager().recipe.stopping.load(Ordering::Relaxed)
     }
 
+    /// Backends and those in the making.
+    pub(super) fn size(&self) -> usize {
+        self.idle.status().size
+    }
+
     /// Idle backends, about.
     pub(super) fn idle_count(&self) -> usize {
         self.idle.status().available

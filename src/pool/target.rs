@@ -11,7 +11,7 @@ use crate::ids::{Database, PoolKey, Role, TargetName};
 use crate::metrics::{Metrics, TargetMetrics};
 use crate::secrets::SecretStore;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -31,6 +31,8 @@ pub struct TargetPools {
     recipe: Arc<Recipe>,
     max_idle_percent: usize,
     pools: RwLock<HashMap<(Database, Role), Arc<Pool>>>,
+    /// Numbers the pools.
+    made: AtomicUsize,
     metrics: Arc<Metrics>,
     target_metrics: TargetMetrics,
 }
@@ -67,6 +69,7 @@ impl TargetPools {
             recipe: Arc::new(recipe),
             max_idle_percent: usize::from(config.pool.max_idle_connections_percent),
             pools: RwLock::default(),
+            made: AtomicUsize::new(0),
             metrics,
             target_metrics,
         })
@@ -89,20 +92,14 @@ impl TargetPools {
             return pool.clone();
         }
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        let id = PoolId(pools.len());
         pools
             .entry(name)
-            .or_insert_with(|| self.make(id, database, role, cap))
+            .or_insert_with(|| self.make(database, role, cap))
             .clone()
     }
 
-    fn make(
-        self: &Arc<Self>,
-        id: PoolId,
-        database: &Database,
-        role: &Role,
-        cap: Option<usize>,
-    ) -> Arc<Pool> {
+    fn make(self: &Arc<Self>, database: &Database, role: &Role, cap: Option<usize>) -> Arc<Pool> {
+        let id = PoolId(self.made.fetch_add(1, Ordering::Relaxed));
         let key = PoolKey {
             target: self.name.clone(),
             database: database.clone(),
@@ -198,6 +195,30 @@ impl TargetPools {
             });
             drop(taken);
         }
+        self.forget_unused();
+    }
+
+    /// Forgets pools that nobody uses and that have no backend: clients may name databases without end. A name that
+    /// never led to a backend leaves no metrics behind, either.
+    fn forget_unused(&self) {
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|(database, role), pool| {
+            // While the lock is held nobody else can get at what only the map holds.
+            if Arc::strong_count(pool) > 1 || pool.size() > 0 {
+                return true;
+            }
+            let metrics = pool.metrics();
+            if metrics.has_succeeded() {
+                return false;
+            }
+            // A connection nobody waits for may still be in the making.
+            let connecting = metrics.has_connections();
+            if !connecting {
+                self.metrics
+                    .forget_pool(self.name.as_str(), database.as_str(), role.as_str());
+            }
+            connecting
+        });
     }
 
     /// Closes every idle backend, and from now on every one that comes back: the proxy is stopping.

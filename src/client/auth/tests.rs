@@ -331,7 +331,10 @@ async fn a_trusted_role_without_a_secret_is_asked_like_one_nobody_knows() {
         })
         .await;
     assert_eq!(request, 5);
-    assert!(matches!(verdict, Err(AuthError::WrongPassword(_))), "{verdict:?}");
+    assert!(
+        matches!(verdict, Err(AuthError::WrongPassword(_))),
+        "{verdict:?}"
+    );
 }
 
 #[tokio::test]
