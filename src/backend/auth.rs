@@ -24,6 +24,10 @@ pub(super) async fn authenticate(
     loop {
         match next(stream, buf).await? {
             AuthRequest::Ok => return Ok(()),
+            // Whoever answers in the server's place could ask for it, too.
+            AuthRequest::Cleartext if !stream.is_tls() && !stream.socket().is_unix() => {
+                return Err(ConnectError::CleartextWithoutTls);
+            }
             AuthRequest::Cleartext => send_password(stream, password.expose().as_bytes()).await?,
             AuthRequest::Md5(salt) => {
                 let hash = postgres_protocol::authentication::md5_hash(

@@ -131,6 +131,12 @@ pub enum ConnectError {
     /// It asks for what the proxy does not do.
     #[error("the server asks for {0} authentication, which pgsluice does not support")]
     AuthUnsupported(&'static str),
+    /// The password would cross the network readable.
+    #[error(
+        "the server asks for the password in cleartext, which pgsluice sends only inside TLS or over a Unix socket; \
+         set target.tls to \"require\" or more, or let the server ask for scram-sha-256"
+    )]
+    CleartextWithoutTls,
     /// SCRAM failed on our side: the server could not prove that it knows the password.
     #[error(transparent)]
     Scram(ScramError),
