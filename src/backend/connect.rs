@@ -174,6 +174,23 @@ impl From<ReadError> for ConnectError {
 }
 
 impl ConnectError {
+    /// Whether the server can serve nobody: it does not answer, or says so. One that refuses this login for another
+    /// reason serves others.
+    pub fn means_unreachable(&self) -> bool {
+        let refused = |error: &ServerError| error.code == SqlState::CANNOT_CONNECT_NOW;
+        match self {
+            ConnectError::Io(_) | ConnectError::TimedOut(_) | ConnectError::Tls(_) => true,
+            ConnectError::Server(error) => refused(error),
+            ConnectError::InitQuery(ExchangeError::Server(error)) => refused(error),
+            ConnectError::InitQuery(_) => true,
+            ConnectError::AuthUnsupported(_)
+            | ConnectError::Scram(_)
+            | ConnectError::CleartextWithoutTls
+            | ConnectError::Protocol(_) => false,
+            ConnectError::At { source, .. } => source.means_unreachable(),
+        }
+    }
+
     fn at(self, server: &Server) -> Self {
         match self {
             // The server's own words need no frame.

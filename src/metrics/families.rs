@@ -161,7 +161,7 @@ impl Families {
             ),
             up: r.gauge(
                 "target_up",
-                "1 if the last connection to the target succeeded (RDS Proxy: AvailabilityPercentage).",
+                "0 if the last attempt to connect to the target got no answer, or that it serves nobody now (RDS Proxy: AvailabilityPercentage).",
                 &["target", "role"],
             ),
             pins: r.counter("pins_total", "Sessions pinned, by reason.", &with(POOL, &["reason"])),

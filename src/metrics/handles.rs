@@ -297,14 +297,14 @@ impl PoolMetrics {
         TransactionGuard(Counted::new(&self.in_transaction))
     }
 
-    /// A database login has ended.
-    pub fn setup(&self, succeeded: bool) {
+    /// A database login has ended. `reachable` says whether the server can serve anybody at all.
+    pub fn setup(&self, succeeded: bool, reachable: bool) {
         if succeeded {
             self.succeeded.inc()
         } else {
             self.failed.inc()
         }
-        self.up.set(succeeded.into());
+        self.up.set(reachable.into());
     }
 
     /// Has a database login ever succeeded?

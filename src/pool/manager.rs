@@ -132,7 +132,14 @@ impl Manager for BackendManager {
         let metrics = self.metrics.clone();
         self.recipe.runtime.spawn(async move {
             let result = task.await;
-            metrics.setup(result.is_ok());
+            match &result {
+                Ok(_) => metrics.setup(true, true),
+                Err(CreateError::Connect(error)) => {
+                    metrics.setup(false, !error.means_unreachable())
+                }
+                // The server was not asked.
+                Err(_) => {}
+            }
             // Nobody there: the value is dropped, which closes the connection.
             let _ = done.send(result);
         });
