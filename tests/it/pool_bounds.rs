@@ -175,6 +175,36 @@ async fn who_waits_too_long_is_told_so_and_stays() {
 }
 
 #[tokio::test]
+async fn a_refusal_is_answered_before_the_request_behind_it() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).start().await;
+    let mut client = proxy.raw(&db).await;
+    let mut holder = transactions(&proxy, &db, 1).await.remove(0);
+    client
+        .send(&[query("SELECT 'first'"), query("SELECT 'second'")].concat())
+        .await;
+    waiting(&proxy, 1).await;
+    client.cancel().await;
+    // The second one waits in its place; the first one's answer does not wait for that.
+    assert_eq!(errors(&client.ready().await), ["57014"]);
+    waiting(&proxy, 1).await;
+    holder.query("COMMIT").await;
+    assert_eq!(column(&client.ready().await), ["second"]);
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_lost_when_the_request_behind_it_is_served_at_once() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).mode("statement").start().await;
+    let mut client = proxy.raw(&db).await;
+    client
+        .send(&[query("BEGIN"), query("SELECT 'second'")].concat())
+        .await;
+    assert_eq!(errors(&client.ready().await), ["0A000"]);
+    assert_eq!(column(&client.ready().await), ["second"]);
+}
+
+#[tokio::test]
 async fn no_waiting_at_all_may_be_configured() {
     let db = database().await;
     let proxy = proxy()

@@ -338,3 +338,17 @@ async fn transaction_commands_travel_inside_batches() {
     let answers = pair.same(&[Send(flight.concat()), Ready(4)]).await;
     assert_eq!(errors(&answers), ["22012", "25P02"]);
 }
+
+#[tokio::test]
+async fn a_sync_before_anything_else_is_answered_too() {
+    let pair = Pair::new().await;
+    let script = [
+        Send([sync(), query("SELECT 1")].concat()),
+        Ready(2),
+        Send([sync(), sync(), extended("SELECT 2", &[]), sync()].concat()),
+        Ready(3),
+        Send([flush(), sync(), query("BEGIN")].concat()),
+        Ready(2),
+    ];
+    assert_eq!(tags(&pair.same(&script).await), "ZTDCZZZ12DCZZCZ");
+}

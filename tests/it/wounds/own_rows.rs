@@ -7,10 +7,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 const CLIENTS: usize = 24;
 const TURMOIL_FOR: Duration = Duration::from_secs(8);
+
+/// No answer takes longer: there are timeouts.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
 
 static NEXT_TOKEN: AtomicUsize = AtomicUsize::new(1);
 
@@ -135,19 +138,24 @@ async fn one_client(turmoil: Arc<Turmoil>) {
 async fn one_session(client: &mut RawClient, turmoil: &Turmoil) -> io::Result<()> {
     for _ in 0..rand::random_range(1..30) {
         let token = format!("token {}", NEXT_TOKEN.fetch_add(1, Ordering::Relaxed));
-        let (bytes, answers) = request(rand::random_range(0..10), &token);
+        let kind = rand::random_range(0..10);
+        let (bytes, answers) = request(kind, &token);
         if rand::random_bool(0.05) {
             // Leaves in the middle of a message, or of its answer.
             let part = rand::random_range(1..=bytes.len());
             return client.try_send(&bytes[..part]).await;
         }
         client.try_send(&bytes).await?;
-        if rand::random_bool(0.1) {
+        let cancels = rand::random_bool(0.1);
+        if cancels {
             client.cancel().await;
         }
         let slowly = rand::random_bool(0.2);
-        for _ in 0..answers {
-            check(client, &token, slowly).await?;
+        for answer in 0..answers {
+            let checked = timeout(ANSWERED_WITHIN, check(client, &token, slowly)).await;
+            let what =
+                || format!("answer {answer} to {kind}, cancelled: {cancels}, slow: {slowly}");
+            checked.unwrap_or_else(|_| panic!("{} never came", what()))?;
         }
         turmoil.checked.fetch_add(1, Ordering::Relaxed);
     }
