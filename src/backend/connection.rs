@@ -10,15 +10,17 @@ use crate::wire::to_backend;
 use bytes::BytesMut;
 use std::any::Any;
 use std::fmt;
-use std::pin::Pin;
+use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-/// How long a server may take to close its end. A process that rolls back a large transaction takes its time.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a server may take to close its end before the log says so, again and again: a process that rolls back a
+/// large transaction takes its time.
+const CLOSE_REMINDER: Duration = Duration::from_secs(30);
 
 /// How long a cancel may take before a close.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
@@ -186,25 +188,78 @@ enum News {
     Over,
 }
 
-/// Closes a connection in order and only then lets go of what was held for it.
-pub(super) async fn close_stream(mut stream: Stream, held: HeldUntilGone, logged_in: bool) {
-    let closing = async {
+/// Closes a connection in order and lets go of what was held for it only when the server has closed its end, however
+/// long that takes: until then its process counts against the server's connections. What a dead peer leaves behind is
+/// ended by TCP (keepalive, or the goodbye that is never acknowledged).
+pub(super) async fn close_stream(stream: Stream, held: HeldUntilGone, logged_in: bool) {
+    let (mut incoming, mut outgoing) = tokio::io::split(stream);
+    // Written while reading: a server that is still sending reads our goodbye only when it can send on.
+    let goodbye = async {
         if logged_in {
             let mut goodbye = BytesMut::with_capacity(HEADER_LEN);
             to_backend::terminate(&mut goodbye);
-            stream.write_all(&goodbye).await?;
+            outgoing.write_all(&goodbye).await?;
         }
-        stream.shutdown().await
+        outgoing.shutdown().await
     };
-    // It may be closed already; the end is what counts.
-    let _ = timeout(CLOSE_DEADLINE, closing).await;
     let mut rest = vec![0; 4096];
-    let reading = async { while matches!(stream.read(&mut rest).await, Ok(count) if count > 0) {} };
-    if timeout(CLOSE_DEADLINE, reading).await.is_err() {
+    let end = async { while matches!(incoming.read(&mut rest).await, Ok(count) if count > 0) {} };
+    let mut closing = pin!(closing(goodbye, end));
+    let since = Instant::now();
+    while timeout(CLOSE_REMINDER, &mut closing).await.is_err() {
         tracing::warn!(
-            "a server did not close its end in {} s",
-            CLOSE_DEADLINE.as_secs()
+            "a server has not closed its end for {} s; the connection counts until it does",
+            since.elapsed().as_secs()
         );
     }
     drop(held);
+}
+
+/// The end is what counts: the connection may be closed before the goodbye is written.
+async fn closing(goodbye: impl Future<Output = io::Result<()>>, end: impl Future<Output = ()>) {
+    let mut end = pin!(end);
+    tokio::select! {
+        () = &mut end => return,
+        _ = goodbye => {}
+    }
+    end.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::Socket;
+    use tokio::net::UnixStream;
+    use tokio::sync::oneshot;
+
+    fn pair() -> (Stream, UnixStream) {
+        let (ours, server) = UnixStream::pair().unwrap();
+        (Stream::Plain(Socket::Unix(ours)), server)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_counts_until_the_server_has_closed_it() {
+        let (ours, mut server) = pair();
+        let (held, mut gone) = oneshot::channel::<()>();
+        let closing = tokio::spawn(close_stream(ours, Box::new(held), true));
+        tokio::time::sleep(CLOSE_REMINDER * 10).await;
+        assert_eq!(gone.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        let mut goodbye = Vec::new();
+        server.read_to_end(&mut goodbye).await.unwrap();
+        assert_eq!(goodbye, b"X\0\0\0\x04");
+        drop(server);
+        closing.await.unwrap();
+        assert_eq!(gone.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_still_sending_gets_the_goodbye() {
+        let (ours, mut server) = pair();
+        let closing = tokio::spawn(close_stream(ours, Box::new(()), true));
+        server.write_all(&vec![0; 4 << 20]).await.unwrap();
+        let mut goodbye = Vec::new();
+        server.read_to_end(&mut goodbye).await.unwrap();
+        drop(server);
+        closing.await.unwrap();
+    }
 }

@@ -12,12 +12,16 @@ use crate::metrics::{BackendGauge, BackendState, PoolMetrics};
 use crate::secrets::SecretStore;
 use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 use rand::RngExt;
+use std::pin::pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+
+/// How long the process waits, when it stops, for a server to close its end.
+const CLOSE_WATCHED: Duration = Duration::from_secs(30);
 
 /// What a pool needs to make a backend.
 pub(super) struct BackendManager {
@@ -72,12 +76,16 @@ pub(super) struct Pooled {
     pub(super) evicted: Option<Eviction>,
 }
 
+fn set_state(gauge: &Mutex<BackendGauge>, state: BackendState) {
+    gauge
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .set_state(state);
+}
+
 impl Pooled {
     pub(super) fn set_state(&self, state: BackendState) {
-        self.gauge
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .set_state(state);
+        set_state(&self.gauge, state);
     }
 
     pub(super) fn expired(&self) -> bool {
@@ -105,14 +113,21 @@ impl Drop for Pooled {
         let Some(conn) = self.conn.take() else { return };
         self.set_state(BackendState::Closing);
         tracing::info!(backend = %conn.id, reason = self.discard.label(), "backend closed");
-        // The watch keeps the process from ending before the server has seen the goodbye.
-        let held = (self.gauge.clone(), self.drain.watch(), self.evicted.take());
+        let held = (self.gauge.clone(), self.evicted.take());
+        let watch = self.drain.watch();
         let busy = self.discard.may_be_running();
         self.runtime.spawn(async move {
-            if busy {
-                conn.cancel_and_close().await
-            } else {
-                conn.close().await
+            let mut closing = pin!(async {
+                if busy {
+                    conn.cancel_and_close().await
+                } else {
+                    conn.close().await
+                }
+            });
+            // The watch keeps the process from ending before the server has seen the goodbye, but not for ever.
+            if timeout(CLOSE_WATCHED, &mut closing).await.is_err() {
+                drop(watch);
+                closing.await;
             }
             drop(held);
         });
@@ -177,7 +192,9 @@ async fn connect_pooled(
     };
     // The permit and the gauge live as long as the socket, also if the login fails.
     let hold = Box::new((permit, gauge.clone()));
-    let mut conn = connect(&recipe.server, &login, hold).await?;
+    let mut conn = connect(&recipe.server, &login, hold)
+        .await
+        .inspect_err(|_| set_state(&gauge, BackendState::Closing))?;
     gauge
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
