@@ -4,7 +4,7 @@ use super::gate::{Eviction, Gate, Permit};
 use super::lease::DiscardReason;
 use crate::backend::connect::{BackendLogin, ConnectError, Server, connect};
 use crate::backend::connection::BackendConnection;
-use crate::backend::exchange::simple_query;
+use crate::backend::exchange::{ExchangeError, simple_query};
 use crate::config::MaxConnections;
 use crate::drain::DrainObserver;
 use crate::ids::PoolKey;
@@ -40,10 +40,24 @@ pub(super) struct Recipe {
     pub(super) max_lifetime: Duration,
     /// Told when the server has been asked how many connections it allows.
     pub(super) learned: watch::Sender<Option<usize>>,
+    /// When it was asked last.
+    pub(super) asked: Mutex<Option<Instant>>,
     pub(super) runtime: Handle,
     /// Backends that come back are closed.
     pub(super) stopping: AtomicBool,
     pub(super) drain: DrainObserver,
+}
+
+impl Recipe {
+    /// True for the first who comes when the server should be asked again.
+    fn asks_again(&self) -> bool {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = asked.is_none_or(|asked| asked.elapsed() >= LEARN_EVERY);
+        if due {
+            *asked = Some(Instant::now());
+        }
+        due
+    }
 }
 
 /// Why no backend was made.
@@ -58,6 +72,9 @@ pub(super) enum CreateError {
     /// The server could not be reached, or refused.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// How many connections there may be is not known.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// The task that connects has ended without a word: the runtime is shutting down.
     #[error("shutting down")]
     Stopping,
@@ -199,7 +216,15 @@ async fn connect_pooled(
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .set_tls(conn.tls);
-    learn_limit(&recipe, &mut conn).await;
+    if let Err(error) = learn_limit(&recipe, &mut conn).await {
+        set_state(&gauge, BackendState::Closing);
+        let held = (gauge, recipe.drain.watch());
+        recipe.runtime.spawn(async move {
+            conn.cancel_and_close().await;
+            drop(held);
+        });
+        return Err(error.into());
+    }
     tracing::info!(backend = %conn.id, pool = %key, tls = conn.tls, "backend connected");
     let jitter = rand::rng().random_range(0.9..=1.0);
     Ok(Pooled {
@@ -221,29 +246,56 @@ const ALLOWED_SQL: &str = "SELECT current_setting('max_connections')::int \
 
 const LEARN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Asks the server how many connections it allows, on the first backend made.
-async fn learn_limit(recipe: &Recipe, conn: &mut BackendConnection) {
-    let MaxConnections::Percent(percent) = recipe.max_connections else {
-        return;
-    };
-    if recipe.learned.borrow().is_some() {
-        return;
-    }
-    let answer = simple_query(conn, ALLOWED_SQL, LEARN_DEADLINE).await;
-    let allowed = answer
-        .ok()
-        .and_then(|outcome| outcome.first_value()?.parse::<usize>().ok());
-    match allowed {
-        Some(allowed) => {
-            let limit = (allowed * usize::from(percent) / 100).max(1);
-            tracing::info!(
-                allowed,
-                percent,
-                limit,
-                "the server told its max_connections"
-            );
-            recipe.learned.send_replace(Some(limit));
-        }
-        None => tracing::warn!("the server did not tell its max_connections; asking again later"),
-    }
+/// How old the answer may get: a restarted server may allow more, or fewer.
+const LEARN_EVERY: Duration = Duration::from_secs(60);
+
+/// Why the bound is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum LimitError {
+    /// The server refused to tell, or broke off.
+    #[error("the server did not tell its max_connections: {0}")]
+    Query(#[from] ExchangeError),
+    /// It answered something else.
+    #[error("the server did not tell its max_connections: the answer is no number")]
+    NoNumber,
 }
+
+/// Asks the server how many connections it allows, on the first backend made and again from time to time. After an
+/// error the connection can't be lent: its reply may still be on the way, or nobody knows how many more there may be.
+async fn learn_limit(recipe: &Recipe, conn: &mut BackendConnection) -> Result<(), LimitError> {
+    let MaxConnections::Percent(percent) = recipe.max_connections else {
+        return Ok(());
+    };
+    let known = recipe.learned.borrow().is_some();
+    if known && !recipe.asks_again() {
+        return Ok(());
+    }
+    let outcome = match simple_query(conn, ALLOWED_SQL, LEARN_DEADLINE).await {
+        Err(error @ ExchangeError::Server(_)) if known => {
+            tracing::warn!(%error, "the server did not tell its max_connections again");
+            return Ok(());
+        }
+        answer => answer?,
+    };
+    let allowed: usize = outcome
+        .first_value()
+        .and_then(|value| value.parse().ok())
+        .ok_or(LimitError::NoNumber)?;
+    recipe.asks_again();
+    let limit = (allowed * usize::from(percent) / 100).max(1);
+    let changed = recipe
+        .learned
+        .send_if_modified(|learned| learned.replace(limit) != Some(limit));
+    if changed {
+        tracing::info!(
+            allowed,
+            percent,
+            limit,
+            "the server told its max_connections"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

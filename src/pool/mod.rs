@@ -11,7 +11,10 @@ mod manager;
 #[allow(clippy::module_inception)] // the noun of this folder
 mod pool;
 mod target;
+#[cfg(test)]
+mod testing;
 
 pub use lease::{DiscardReason, GiveBack, Lease};
+pub use manager::LimitError;
 pub use pool::{BorrowError, Pool};
 pub use target::TargetPools;

@@ -5,7 +5,7 @@
 
 use super::gate::{Gate, PoolId};
 use super::lease::{DiscardReason, Lease};
-use super::manager::{BackendManager, CreateError, Pooled};
+use super::manager::{BackendManager, CreateError, LimitError, Pooled};
 use super::target::TargetPools;
 use crate::backend::connect::ConnectError;
 use crate::error::{ClientFacing, Fault, SqlState};
@@ -46,6 +46,9 @@ pub enum BorrowError {
     /// There is no secret for the role.
     #[error("no secret for role {0:?}")]
     NoSecret(Role),
+    /// How many connections there may be is not known.
+    #[error(transparent)]
+    Limit(LimitError),
     /// The proxy is stopping.
     #[error("the proxy is stopping")]
     Stopping,
@@ -57,6 +60,7 @@ impl ClientFacing for BorrowError {
             BorrowError::TimedOut { .. } | BorrowError::Stopping => Fault::Proxy,
             BorrowError::Connect(error) => error.fault(),
             BorrowError::NoSecret(_) => Fault::Configuration,
+            BorrowError::Limit(_) => Fault::Backend,
         }
     }
 
@@ -65,6 +69,7 @@ impl ClientFacing for BorrowError {
             BorrowError::TimedOut { .. } => SqlState::TOO_MANY_CONNECTIONS,
             BorrowError::Connect(error) => error.sqlstate(),
             BorrowError::NoSecret(_) => SqlState::INVALID_AUTHORIZATION,
+            BorrowError::Limit(_) => SqlState::CONNECTION_FAILURE,
             BorrowError::Stopping => SqlState::ADMIN_SHUTDOWN,
         }
     }
@@ -86,6 +91,7 @@ impl ClientFacing for BorrowError {
             BorrowError::NoSecret(role) => {
                 format!("pgsluice has no secret for role \"{role}\" to log in to the database with")
             }
+            BorrowError::Limit(error) => format!("pgsluice: {error}"),
             BorrowError::Stopping => "terminating connection: pgsluice is stopping".into(),
         }
     }
@@ -98,6 +104,7 @@ impl ClientFacing for BorrowError {
                     .into(),
             ),
             BorrowError::Connect(error) => error.hint(),
+            BorrowError::Limit(_) => Some("Set pool.max_connections to a number.".into()),
             BorrowError::NoSecret(_) => Some("Add the role to the secrets file.".into()),
             BorrowError::Stopping => None,
         }
@@ -237,6 +244,7 @@ impl Pool {
             Err(PoolError::Backend(CreateError::NoSecret(role))) => {
                 Err(BorrowError::NoSecret(role))
             }
+            Err(PoolError::Backend(CreateError::Limit(error))) => Err(BorrowError::Limit(error)),
             Err(_) => Err(BorrowError::Stopping),
         }
     }

@@ -12,7 +12,7 @@ use crate::metrics::{Metrics, TargetMetrics};
 use crate::secrets::SecretStore;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -59,6 +59,7 @@ impl TargetPools {
             max_connections: config.pool.max_connections,
             max_lifetime: config.pool.max_connection_lifetime,
             learned: watch::channel(None).0,
+            asked: Mutex::default(),
             runtime: Handle::current(),
             stopping: AtomicBool::new(false),
             drain,
