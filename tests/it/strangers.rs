@@ -3,6 +3,7 @@
 
 mod after_login;
 mod before_login;
+mod crowds;
 
 use crate::support::{Database, Proxy, in_time};
 use std::time::{Duration, Instant};

@@ -1,21 +1,12 @@
 //! Bytes from somebody who has not proved anything.
 
-use super::{is_in_order, memory_kb};
+use super::is_in_order;
 use crate::support::wire::{Certificates, SSL_REQUEST};
-use crate::support::{
-    Database, PATIENCE, Proxy, ROLE, RawClient, database, eventually, frames, proxy,
-};
-use futures_util::future::join_all;
+use crate::support::{Database, PATIENCE, Proxy, ROLE, RawClient, database, frames, proxy};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-
-/// Connections of each kind left behind.
-const ABANDONED: usize = 1000;
-
-/// A thousand of them may cost the proxy this much: 8 KB each, and the allocator's slack.
-const MEMORY_KB: u64 = 16 * 1024;
 
 fn startup(db: &Database) -> Vec<u8> {
     frames::startup(&[("user", ROLE), ("database", &db.name)])
@@ -308,114 +299,4 @@ async fn nobody_stays_beyond_the_login_deadline() {
     let count = metrics.sum(setup, &[("result", "failed_timeout")]);
     assert_eq!(count, 7.0, "{}", metrics.text);
     is_in_order(&proxy, &db, "late logins").await;
-}
-
-#[tokio::test]
-async fn a_thousand_abandoned_connections_of_each_kind() {
-    rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    let db = database().await;
-    let role = db.role("app", "secret").await;
-    let proxy = proxy()
-        .secret(&role, "secret")
-        .set("log.level", "info")
-        .set("listen.login_timeout", "60s")
-        .max_connections(2)
-        .start()
-        .await;
-    let startup = frames::startup(&[("user", &role), ("database", &db.name)]);
-    let cancel = frames::cancel_request(1, b"none");
-    let almost = [&b"\0\0\x27\x10\0\x03\0\0user\0"[..], &[b'x'; 9000]].concat();
-    let kinds: [(&str, &[u8]); 6] = [
-        ("silent ones", b""),
-        ("half a length", b"\0\0"),
-        ("a packet that never ends", &almost),
-        ("no password", &startup),
-        ("SSL asked for", SSL_REQUEST),
-        ("cancels", &cancel),
-    ];
-    is_in_order(&proxy, &db, "nothing yet").await;
-    for (what, bytes) in kinds {
-        let before = memory_kb(&proxy);
-        let mut sockets = Vec::new();
-        for _ in 0..ABANDONED {
-            let mut socket = TcpStream::connect(proxy.address).await.unwrap();
-            socket.write_all(bytes).await.unwrap();
-            sockets.push(socket);
-        }
-        is_in_order(&proxy, &db, what).await;
-        let grown = memory_kb(&proxy).saturating_sub(before);
-        assert!(grown < MEMORY_KB, "{what} cost {grown} KB");
-        let held = proxy
-            .metrics()
-            .await
-            .sum("pgsluice_database_connections", &[]);
-        assert!(held <= 1.0, "{what}: {held} database connections");
-        drop(sockets);
-        is_in_order(&proxy, &db, &format!("{what}, gone")).await;
-    }
-    let received = "pgsluice_client_connections_received_total";
-    eventually("all were seen", async || {
-        proxy.metrics().await.sum(received, &[]) >= 6.0 * ABANDONED as f64
-    })
-    .await;
-    let fds = || {
-        std::fs::read_dir(format!("/proc/{}/fd", proxy.pid()))
-            .unwrap()
-            .count()
-    };
-    eventually("their descriptors are closed", async || fds() < 100).await;
-}
-
-/// Out of descriptors, those inside are served, and newcomers again as soon as there are some.
-#[tokio::test]
-async fn strangers_can_take_every_descriptor_but_not_for_ever() {
-    let db = database().await;
-    let proxy = proxy().max_connections(1).start().await;
-    let mut inside = proxy.raw(&db).await;
-    inside.query("select 1").await;
-    let limited = std::process::Command::new("prlimit")
-        .args(["--nofile=100:100", "--pid", &proxy.pid().to_string()])
-        .status();
-    assert!(limited.unwrap().success());
-    let mut strangers = Vec::new();
-    for _ in 0..200 {
-        strangers.push(TcpStream::connect(proxy.address).await.unwrap());
-    }
-    eventually("it has run out", async || {
-        proxy.log().contains("accept failed")
-    })
-    .await;
-    assert_eq!(inside.value("select 1").await, "1");
-    drop(strangers);
-    is_in_order(&proxy, &db, "out of descriptors").await;
-}
-
-/// Who may log in may name any database, but not fill the memory with names.
-#[tokio::test]
-async fn databases_that_do_not_exist_leave_nothing_behind() {
-    // Metrics tell the first 500 apart: they cost something, once.
-    const WARM_UP: usize = 550;
-    const NAMES: usize = 600;
-    let db = database().await;
-    let proxy = proxy().set("log.level", "warn").start().await;
-    let ask = async |number: usize| {
-        let name = format!("no_such_database_{number}");
-        let mut client = RawClient::connect(proxy.address).await;
-        client
-            .send(&frames::startup(&[("user", ROLE), ("database", &name)]))
-            .await;
-        let refused = client.finish_login("").await.unwrap();
-        assert_eq!(refused.sqlstate(), "3D000");
-    };
-    let ask_all = async |numbers: std::ops::Range<usize>| {
-        for first in numbers.step_by(10) {
-            join_all((first..first + 10).map(&ask)).await;
-        }
-    };
-    ask_all(0..WARM_UP).await;
-    let before = memory_kb(&proxy);
-    ask_all(WARM_UP..WARM_UP + NAMES).await;
-    let grown = memory_kb(&proxy).saturating_sub(before);
-    assert!(grown < NAMES as u64 / 2, "{grown} KB for {NAMES} names");
-    is_in_order(&proxy, &db, "many databases").await;
 }
