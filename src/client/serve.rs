@@ -27,10 +27,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long a refused client may take to read why.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What a client may say before it is welcomed; drivers say nothing.
+const EARLY_LEN_MAX: usize = 8 * 1024;
 
 /// What all clients share.
 pub struct Front {
@@ -293,7 +296,7 @@ impl Front {
     ) -> Option<(Session, ClientId, (Admission, ClientGauge))> {
         let Admitted {
             mut stream,
-            buf,
+            mut buf,
             startup,
             _admission,
             _gauge,
@@ -304,14 +307,28 @@ impl Front {
         let pool = self.target.pool(&startup.database, &startup.user, cap);
         let settings = Settings::from_pairs(startup.parameters.iter().cloned());
         let patience = self.config.pool.connection_borrow_timeout;
-        let parameters = match self.parameters.ask(&pool, &settings, patience).await {
-            Ok(parameters) => parameters,
-            Err(error) => {
-                refuse(stream, &startup, &Refusal::Login(error), metrics, address).await;
+        // Taken before the wait for a backend: the drain waits for such a client, too.
+        let mut watch = self.drain.watch()?;
+        let asked = tokio::select! {
+            biased;
+            asked = self.parameters.ask(&pool, &settings, patience) => asked.map_err(Refusal::Login),
+            () = watch.reached(Phase::Draining) => Err(Refusal::Draining),
+            () = closed(&mut stream, &mut buf) => {
+                metrics.setup(SetupResult::FailedProtocol);
+                tracing::info!(
+                    user, database, from = %From_(address),
+                    "client left while it waited for a database connection"
+                );
                 return None;
             }
         };
-        let watch = self.drain.watch()?;
+        let parameters = match asked {
+            Ok(parameters) => parameters,
+            Err(refusal) => {
+                refuse(stream, &startup, &refusal, metrics, address).await;
+                return None;
+            }
+        };
         let (key, cancel) = self
             .cancels
             .register(startup.version.has_long_cancel_keys());
@@ -358,6 +375,18 @@ async fn refuse(
         from = %From_(address), error = %refusal, "client refused"
     );
     farewell(&mut stream, &refusal.message()).await;
+}
+
+/// Waits until a client that has nothing to say yet has closed its end. What it says all the same is kept, up to a bound
+/// beyond which nobody looks any more. Cancel-safe.
+async fn closed(stream: &mut Stream, buf: &mut BytesMut) {
+    while buf.len() < EARLY_LEN_MAX {
+        match stream.read_buf(buf).await {
+            Ok(len) if len > 0 => {}
+            _ => return,
+        }
+    }
+    std::future::pending().await
 }
 
 /// Tells a client why, and closes. It may not be reading: not for long.

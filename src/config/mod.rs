@@ -52,7 +52,7 @@ pub struct Listen {
     pub tls: Option<ServerTls>,
     /// Refuse plaintext TCP clients (a Unix socket is never refused for this).
     pub require_tls: bool,
-    /// How long a client may take from connect to a finished login.
+    /// How long a client may take from connect to the proof of who it is.
     pub login_timeout: Duration,
     /// TCP keepalive idle time; zero turns keepalive off.
     pub keepalive: Duration,

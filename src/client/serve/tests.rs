@@ -7,14 +7,13 @@ use crate::session::roster::Timeouts;
 use crate::tls::accept::testing::tcp_pair;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 /// A front whose server is whatever listens at `port` on this machine.
 struct Stage {
     front: Arc<Front>,
     server: Arc<Server>,
-    _drain: Drain,
+    drain: Drain,
 }
 
 fn stage(port: u16, settings: &str) -> Stage {
@@ -63,7 +62,7 @@ fn stage(port: u16, settings: &str) -> Stage {
     Stage {
         front,
         server,
-        _drain: drain,
+        drain,
     }
 }
 
@@ -80,7 +79,24 @@ impl Stage {
         }));
         client
     }
+
+    /// A trusted client that has logged in and waits for a backend of a server that does not answer.
+    async fn waiting_client(&self, listener: &TcpListener) -> (TcpStream, TcpStream) {
+        let mut client = self.client().await;
+        client.write_all(LOGIN).await.unwrap();
+        let mut ok = [0; 9];
+        client.read_exact(&mut ok).await.unwrap();
+        assert_eq!(ok, *b"R\0\0\0\x08\0\0\0\0");
+        (client, listener.accept().await.unwrap().0)
+    }
+
+    fn setups(&self, result: &str) -> bool {
+        let line = format!("setup_total{{endpoint=\"e\",result=\"{result}\"}} 1");
+        self.front.metrics.render().contains(&line)
+    }
 }
+
+const LOGIN: &[u8] = b"\0\0\0\x12\0\x03\0\0user\0ann\0\0";
 
 #[tokio::test]
 async fn a_cancel_request_ends_when_it_has_been_carried_out() {
@@ -123,8 +139,36 @@ async fn a_silent_stranger_makes_room_for_the_next() {
     let mut silent = stage.client().await;
     let mut next = stage.client().await;
     assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
-    next.write_all(b"\0\0\0\x12\0\x03\0\0user\0ann\0\0")
-        .await
-        .unwrap();
+    next.write_all(LOGIN).await.unwrap();
     assert_eq!(next.read_u8().await.unwrap(), b'R');
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_a_backend_hears_of_the_drain_which_waits_for_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stage = stage(
+        listener.local_addr().unwrap().port(),
+        "auth.trust = ['ann']",
+    );
+    let (mut client, _server) = stage.waiting_client(&listener).await;
+    assert!(!stage.drain.wait(Duration::from_millis(1)).await);
+    stage.drain.advance(Phase::Draining);
+    let mut told = Vec::new();
+    client.read_to_end(&mut told).await.unwrap();
+    assert!(String::from_utf8_lossy(&told).contains("57P03"), "{told:?}");
+    assert!(stage.setups("failed_draining"));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_it_waits_for_a_backend_is_missed_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stage = stage(
+        listener.local_addr().unwrap().port(),
+        "auth.trust = ['ann']",
+    );
+    let (client, _server) = stage.waiting_client(&listener).await;
+    drop(client);
+    // The drain counts it; nothing else does here.
+    assert!(stage.drain.wait(Duration::from_secs(60)).await);
+    assert!(stage.setups("failed_protocol"));
 }
