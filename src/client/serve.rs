@@ -14,6 +14,7 @@ use crate::error::{ClientFacing, SqlState};
 use crate::ids::ClientId;
 use crate::metrics::{ClientGauge, EndpointMetrics, Metrics, SetupResult};
 use crate::pool::TargetPools;
+use crate::scram::ScramError;
 use crate::secrets::SecretStore;
 use crate::session::params::{LoginError, LoginParameters};
 use crate::session::roster::Roster;
@@ -28,6 +29,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
 
 /// How long a refused client may take to read why.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(2);
@@ -86,6 +88,57 @@ struct Admitted {
     _gauge: ClientGauge,
 }
 
+/// Where a connection has come from: for logs and metrics.
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    endpoint: &'a str,
+    address: Option<IpAddr>,
+    metrics: &'a EndpointMetrics,
+}
+
+impl fmt::Display for Origin<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unix"),
+        }
+    }
+}
+
+impl Origin<'_> {
+    /// A handshake came to nothing.
+    async fn broken_off(self, error: HandshakeError) {
+        self.metrics.setup(SetupResult::FailedProtocol);
+        let endpoint = self.endpoint;
+        match error {
+            HandshakeError::Refused {
+                mut stream,
+                refusal,
+            } => {
+                tracing::info!(endpoint, from = %self, error = %refusal, "client refused");
+                let message = ErrorMessage::from_client_facing(Severity::Fatal, &refusal);
+                farewell(&mut stream, &message).await;
+            }
+            HandshakeError::Broken(error) => {
+                tracing::debug!(endpoint, from = %self, %error, "handshake broken off");
+            }
+            // The client can't be told; the operator must be.
+            error @ (HandshakeError::Tls(_) | HandshakeError::NoTls) => {
+                tracing::info!(endpoint, from = %self, %error, "client refused");
+            }
+        }
+    }
+
+    async fn refuse(self, mut stream: Stream, startup: &Startup, refusal: &Refusal) {
+        self.metrics.setup(refusal.result());
+        tracing::info!(
+            user = startup.user.as_str(), database = startup.database.as_str(),
+            from = %self, error = %refusal, "client refused"
+        );
+        farewell(&mut stream, &refusal.message()).await;
+    }
+}
+
 /// What became of a connection before its deadline.
 enum Arrival {
     /// A client that may come in.
@@ -107,6 +160,8 @@ enum Refusal {
     Login(#[from] LoginError),
     #[error("pgsluice is stopping")]
     Draining,
+    #[error("login took longer than login_timeout")]
+    TimedOut,
 }
 
 impl Refusal {
@@ -115,32 +170,41 @@ impl Refusal {
             Refusal::Auth(error) => Some(error),
             Refusal::Limit(error) => Some(error),
             Refusal::Login(error) => Some(error),
-            Refusal::Draining => None,
+            Refusal::Draining | Refusal::TimedOut => None,
         }
     }
 
     fn message(&self) -> ErrorMessage {
-        match self.facing() {
-            Some(error) => ErrorMessage::from_client_facing(Severity::Fatal, error),
-            None => ErrorMessage {
-                severity: Severity::Fatal,
-                code: SqlState::CANNOT_CONNECT_NOW,
-                message: "pgsluice is shutting down".into(),
-                detail: None,
-                hint: None,
-            },
+        let (code, message) = match (self.facing(), self) {
+            (Some(error), _) => return ErrorMessage::from_client_facing(Severity::Fatal, error),
+            // PostgreSQL's words.
+            (_, Refusal::TimedOut) => (
+                SqlState::QUERY_CANCELED,
+                "canceling authentication due to timeout",
+            ),
+            _ => (SqlState::CANNOT_CONNECT_NOW, "pgsluice is shutting down"),
+        };
+        ErrorMessage {
+            severity: Severity::Fatal,
+            code,
+            message: message.into(),
+            detail: None,
+            hint: None,
         }
     }
 
     fn result(&self) -> SetupResult {
         match self {
-            Refusal::Auth(AuthError::WrongPassword(_) | AuthError::CleartextWithoutTls) => {
-                SetupResult::FailedAuth
-            }
+            Refusal::Auth(
+                AuthError::WrongPassword(_)
+                | AuthError::CleartextWithoutTls
+                | AuthError::Scram(ScramError::BindingMismatch | ScramError::BindingNegotiation),
+            ) => SetupResult::FailedAuth,
             Refusal::Auth(_) => SetupResult::FailedProtocol,
             Refusal::Limit(_) => SetupResult::FailedLimit,
             Refusal::Login(_) => SetupResult::FailedBackend,
             Refusal::Draining => SetupResult::FailedDraining,
+            Refusal::TimedOut => SetupResult::FailedTimeout,
         }
     }
 }
@@ -156,16 +220,19 @@ impl Front {
             place: (place, mut eviction),
         } = newcomer;
         metrics.received();
+        let origin = Origin {
+            endpoint: &endpoint,
+            address,
+            metrics: &metrics,
+        };
         // The login's buffers and state are freed before the session begins.
-        let from = (&*endpoint, address);
-        let login = Box::pin(self.clone().log_in(socket, from, &metrics, &place));
-        let deadline = self.config.listen.login_timeout;
+        let login = Box::pin(self.log_in(socket, origin, &place));
         let arrival = tokio::select! {
-            arrival = tokio::time::timeout(deadline, login) => arrival,
+            arrival = login => arrival,
             () = eviction.comes() => {
                 metrics.setup(SetupResult::FailedLimit);
                 tracing::info!(
-                    %endpoint, from = %From_(address),
+                    %endpoint, from = %origin,
                     "closed before its login: too many are in progress, and it was silent longest"
                 );
                 return;
@@ -173,16 +240,11 @@ impl Front {
         };
         drop(place);
         let admitted = match arrival {
-            Ok(Arrival::Admitted(admitted)) => admitted,
-            Ok(Arrival::Cancel(stream, request)) => return self.cancel(stream, request).await,
-            Ok(Arrival::Ended) => return,
-            Err(_) => {
-                metrics.setup(SetupResult::FailedTimeout);
-                tracing::info!(%endpoint, from = %From_(address), "login took longer than login_timeout");
-                return;
-            }
+            Arrival::Admitted(admitted) => admitted,
+            Arrival::Cancel(stream, request) => return self.cancel(stream, request).await,
+            Arrival::Ended => return,
         };
-        let started = Box::pin(self.clone().start(admitted, &endpoint, &metrics, address)).await;
+        let started = Box::pin(self.start(admitted, origin)).await;
         let Some((session, client, held)) = started else {
             return;
         };
@@ -192,51 +254,44 @@ impl Front {
         drop(held);
     }
 
-    /// Handshake, authentication, admission.
-    async fn log_in(
-        self: Arc<Self>,
-        socket: Socket,
-        (endpoint, address): (&str, Option<IpAddr>),
-        metrics: &EndpointMetrics,
-        place: &Place,
-    ) -> Arrival {
-        let greeting = greet(
-            socket,
-            self.acceptor.as_ref(),
-            self.config.listen.require_tls,
-        )
-        .await;
-        let (mut stream, mut buf, startup) = match greeting {
-            Ok(Greeting::Startup {
+    /// Handshake, authentication, admission, under one deadline.
+    async fn log_in(&self, socket: Socket, origin: Origin<'_>, place: &Place) -> Arrival {
+        let deadline = Instant::now() + self.config.listen.login_timeout;
+        let require_tls = self.config.listen.require_tls;
+        let greeting = greet(socket, self.acceptor.as_ref(), require_tls);
+        let (mut stream, mut buf, startup) = match timeout_at(deadline, greeting).await {
+            Ok(Ok(Greeting::Startup {
                 stream,
                 buf,
                 startup,
                 ..
-            }) => {
-                place.heard();
-                (stream, buf, startup)
+            })) => (stream, buf, startup),
+            Ok(Ok(Greeting::Cancel { stream, request })) => {
+                return Arrival::Cancel(stream, request);
             }
-            Ok(Greeting::Cancel { stream, request }) => return Arrival::Cancel(stream, request),
-            Ok(Greeting::Gone) => return Arrival::Ended,
-            Err(HandshakeError::Refused {
-                mut stream,
-                refusal,
-            }) => {
-                metrics.setup(SetupResult::FailedProtocol);
-                tracing::info!(endpoint, from = %From_(address), error = %refusal, "client refused");
-                let message = ErrorMessage::from_client_facing(Severity::Fatal, &refusal);
-                farewell(&mut stream, &message).await;
+            Ok(Ok(Greeting::Gone)) => return Arrival::Ended,
+            Ok(Err(error)) => {
+                origin.broken_off(error).await;
                 return Arrival::Ended;
             }
-            Err(error) => {
-                metrics.setup(SetupResult::FailedProtocol);
-                tracing::debug!(endpoint, from = %From_(address), %error, "handshake broken off");
+            // As PostgreSQL: who has not even said what it wants is told nothing.
+            Err(_) => {
+                origin.metrics.setup(SetupResult::FailedTimeout);
+                tracing::info!(
+                    endpoint = origin.endpoint, from = %origin,
+                    "closed before its login: no startup packet within login_timeout"
+                );
                 return Arrival::Ended;
             }
         };
-        match self.admit(&mut stream, &mut buf, &startup, address).await {
+        place.heard();
+        let admitting = self.admit(&mut stream, &mut buf, &startup, origin.address);
+        let admission = timeout_at(deadline, admitting)
+            .await
+            .unwrap_or(Err(Refusal::TimedOut));
+        match admission {
             Ok(admission) => {
-                let gauge = metrics.connected(stream.is_tls());
+                let gauge = origin.metrics.connected(stream.is_tls());
                 Arrival::Admitted(Admitted {
                     stream,
                     buf,
@@ -245,8 +300,13 @@ impl Front {
                     _gauge: gauge,
                 })
             }
+            Err(Refusal::Auth(error)) if !error.can_be_answered() => {
+                origin.metrics.setup(SetupResult::FailedProtocol);
+                tracing::debug!(endpoint = origin.endpoint, from = %origin, %error, "login broken off");
+                Arrival::Ended
+            }
             Err(refusal) => {
-                refuse(stream, &startup, &refusal, metrics, address).await;
+                origin.refuse(stream, &startup, &refusal).await;
                 Arrival::Ended
             }
         }
@@ -288,11 +348,9 @@ impl Front {
 
     /// Finds out what the server tells such a client, welcomes it, and makes the session.
     async fn start(
-        self: Arc<Self>,
+        &self,
         admitted: Admitted,
-        endpoint: &str,
-        metrics: &EndpointMetrics,
-        address: Option<IpAddr>,
+        origin: Origin<'_>,
     ) -> Option<(Session, ClientId, (Admission, ClientGauge))> {
         let Admitted {
             mut stream,
@@ -314,9 +372,9 @@ impl Front {
             asked = self.parameters.ask(&pool, &settings, patience) => asked.map_err(Refusal::Login),
             () = watch.reached(Phase::Draining) => Err(Refusal::Draining),
             () = closed(&mut stream, &mut buf) => {
-                metrics.setup(SetupResult::FailedProtocol);
+                origin.metrics.setup(SetupResult::FailedProtocol);
                 tracing::info!(
-                    user, database, from = %From_(address),
+                    user, database, from = %origin,
                     "client left while it waited for a database connection"
                 );
                 return None;
@@ -325,22 +383,29 @@ impl Front {
         let parameters = match asked {
             Ok(parameters) => parameters,
             Err(refusal) => {
-                refuse(stream, &startup, &refusal, metrics, address).await;
+                origin.refuse(stream, &startup, &refusal).await;
                 return None;
             }
         };
         let (key, cancel) = self
             .cancels
             .register(startup.version.has_long_cancel_keys());
-        if stream.write_all(&welcome(&parameters, &key)).await.is_err()
-            || stream.flush().await.is_err()
-        {
+        let message = welcome(&parameters, &key);
+        let welcoming = async {
+            stream.write_all(&message).await?;
+            stream.flush().await
+        };
+        let welcomed = tokio::time::timeout(self.config.listen.login_timeout, welcoming).await;
+        if !matches!(welcomed, Ok(Ok(()))) {
+            origin.metrics.setup(SetupResult::FailedProtocol);
+            tracing::info!(user, database, from = %origin, "client left before it was welcomed");
             return None;
         }
-        metrics.setup(SetupResult::Succeeded);
+        origin.metrics.setup(SetupResult::Succeeded);
         let client = key.client;
+        let endpoint = origin.endpoint;
         tracing::info!(
-            %client, user, database, endpoint, from = %From_(address), tls = stream.is_tls(),
+            %client, user, database, endpoint, from = %origin, tls = stream.is_tls(),
             "client logged in"
         );
         let session = Session::new(SessionStart {
@@ -360,21 +425,6 @@ impl Front {
         });
         Some((session, client, (_admission, _gauge)))
     }
-}
-
-async fn refuse(
-    mut stream: Stream,
-    startup: &Startup,
-    refusal: &Refusal,
-    metrics: &EndpointMetrics,
-    address: Option<IpAddr>,
-) {
-    metrics.setup(refusal.result());
-    tracing::info!(
-        user = startup.user.as_str(), database = startup.database.as_str(),
-        from = %From_(address), error = %refusal, "client refused"
-    );
-    farewell(&mut stream, &refusal.message()).await;
 }
 
 /// Waits until a client that has nothing to say yet has closed its end. What it says all the same is kept, up to a bound
@@ -398,18 +448,6 @@ async fn farewell(stream: &mut Stream, message: &ErrorMessage) {
         stream.shutdown().await
     };
     let _ = tokio::time::timeout(REFUSAL_DEADLINE, sending).await;
-}
-
-/// A client's address in a log line.
-struct From_(Option<IpAddr>);
-
-impl fmt::Display for From_ {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(address) => address.fmt(f),
-            None => f.write_str("unix"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -172,3 +172,41 @@ async fn a_client_that_leaves_while_it_waits_for_a_backend_is_missed_at_once() {
     assert!(stage.drain.wait(Duration::from_secs(60)).await);
     assert!(stage.setups("failed_protocol"));
 }
+
+#[tokio::test]
+async fn a_client_that_takes_too_long_to_prove_itself_is_told_so() {
+    let stage = stage(1, "listen.login_timeout = '100ms'");
+    let mut silent = stage.client().await;
+    assert_eq!(
+        silent.read(&mut [0]).await.unwrap(),
+        0,
+        "nothing said, nothing told"
+    );
+    let mut client = stage.client().await;
+    client.write_all(LOGIN).await.unwrap();
+    let mut told = Vec::new();
+    client.read_to_end(&mut told).await.unwrap();
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.contains("57014") && told.contains("timeout"), "{told}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_to_ask_for_a_password_is_not_refused() {
+    let mut stage = stage(1, "");
+    let mut client = stage.client().await;
+    client.write_all(LOGIN).await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'R');
+    drop(client);
+    while !stage.setups("failed_protocol") {
+        tokio::task::yield_now().await;
+    }
+    assert!(stage.drain.wait(Duration::from_secs(1)).await);
+}
+
+#[test]
+fn a_binding_that_does_not_match_is_a_failed_proof() {
+    for error in [ScramError::BindingMismatch, ScramError::BindingNegotiation] {
+        let refusal = Refusal::Auth(AuthError::Scram(error));
+        assert_eq!(refusal.result(), SetupResult::FailedAuth);
+    }
+}
