@@ -8,8 +8,9 @@ use crate::client::limits::Limits;
 use crate::client::listener::{ListenError, Listener};
 use crate::client::serve::Front;
 use crate::client::strangers::Strangers;
-use crate::config::Config;
+use crate::config::{AuthMethod, Config};
 use crate::drain::{Drain, Phase};
+use crate::ids::Role;
 use crate::metrics::Metrics;
 use crate::pool::TargetPools;
 use crate::secrets::{SecretStore, SecretsError};
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// After the deadline of the drain, or a second signal: how long the last goodbyes may take.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
@@ -89,6 +91,10 @@ pub async fn run(config: Config, secrets: SecretStore) -> Result<(), StartError>
         let listener = TcpListener::bind(address).await.map_err(system(what))?;
         tokio::spawn(http::serve(listener, metrics, readiness));
     }
+    tokio::select! {
+        () = prepare(&front) => {}
+        _ = signals.next() => return Ok(()),
+    }
     tokio::spawn(front.roster.clone().look_after(drain.observer()));
     tokio::spawn(front.target.clone().look_after());
     for listener in listeners {
@@ -145,6 +151,22 @@ fn wire(
         secrets,
         config: config.clone(),
     }))
+}
+
+/// The first login of a role must not take longer than one of a role nobody knows: what is derived from passwords is
+/// derived before anybody is let in. Clients who come meanwhile wait in the system's queue.
+async fn prepare(front: &Front) {
+    if front.config.auth.method != AuthMethod::ScramSha256 {
+        return;
+    }
+    let since = Instant::now();
+    let secrets = front.secrets.iter().map(|secret| {
+        let role = Role::new(secret.username.as_str());
+        (role, secret.password.clone())
+    });
+    let secrets = front.client_secrets.prepare(secrets).await;
+    let milliseconds = since.elapsed().as_millis();
+    tracing::info!(secrets, milliseconds, "SCRAM keys derived");
 }
 
 /// No new clients; sessions end as their transactions do; what is left at the deadline, or at a second signal, ends.

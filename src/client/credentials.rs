@@ -48,7 +48,7 @@ impl ClientSecrets {
 
     /// The verifier of a secret: made on a blocking thread the first time, by one caller however many ask.
     ///
-    /// Ask for every secret when it is loaded: the milliseconds this takes the first time would tell the first stranger
+    /// [`Self::prepare`] asks for every secret before the first client comes: the milliseconds this takes the first time would tell the first stranger
     /// who tries a role that it exists.
     ///
     /// Cancel-safe: if the caller that makes it goes away, the next one does.
@@ -62,6 +62,31 @@ impl ClientSecrets {
             Arc::new(made.unwrap_or_else(|_| Verifier::derive(password, salt)))
         });
         made.await.clone()
+    }
+
+    /// Makes the verifiers of all secrets, on all cores: see [`Self::verifier`]. Returns how many.
+    pub async fn prepare(&self, secrets: impl Iterator<Item = (Role, Redacted<String>)>) -> usize {
+        let mut work: Vec<_> = secrets
+            .take(VERIFIERS_MAX)
+            .map(|(role, password)| (self.cell(&role, &password), self.salt(&role), password))
+            .collect();
+        let count = work.len();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut tasks = Vec::new();
+        while !work.is_empty() {
+            let share = work.split_off(work.len() - count.div_ceil(cores).min(work.len()));
+            tasks.push(tokio::task::spawn_blocking(move || {
+                for (cell, salt, password) in share {
+                    // A login that came first has made the same.
+                    let _ = cell.set(Arc::new(Verifier::derive(&password, salt)));
+                }
+            }));
+        }
+        for task in tasks {
+            // It fails only while the runtime stops.
+            let _ = task.await;
+        }
+        count
     }
 
     /// The verifier of a role that has no secret. Nobody can prove anything to it.
@@ -137,6 +162,24 @@ mod tests {
         assert_ne!(first, secrets.verifier(&ann, &password("y")).await);
         assert_ne!(first, secrets.verifier(&bob, &password("x")).await);
         assert_eq!(secrets.verifiers.lock().unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn prepared_verifiers_are_those_that_logins_get() {
+        for count in [0, 1, 5] {
+            let secrets = ClientSecrets::new();
+            let all = (0..count).map(|n| (Role::new(format!("r{n}")), password("x")));
+            assert_eq!(secrets.prepare(all).await, count);
+            for n in 0..count {
+                let role = Role::new(format!("r{n}"));
+                let cell = secrets.cell(&role, &password("x"));
+                let made = cell.get().expect("made before anybody asks").clone();
+                assert!(Arc::ptr_eq(
+                    &made,
+                    &secrets.verifier(&role, &password("x")).await
+                ));
+            }
+        }
     }
 
     #[tokio::test]

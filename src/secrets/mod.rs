@@ -85,7 +85,8 @@ impl SecretStore {
         self.by_role.len()
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Secret> {
+    /// All secrets.
+    pub fn iter(&self) -> impl Iterator<Item = &Secret> {
         self.by_role.values().flatten().map(Arc::as_ref)
     }
 
