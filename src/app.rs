@@ -18,7 +18,7 @@ use crate::session::params::LoginParameters;
 use crate::session::roster::{Roster, Timeouts};
 use crate::signals::StopSignals;
 use crate::tls::TlsFilesError;
-use crate::tls::accept::{self, Acceptor};
+use crate::tls::accept::Acceptor;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,11 +39,13 @@ pub enum StartError {
     #[error("secrets.file: {0}")]
     Secrets(#[from] SecretsError),
     /// Certificates that can't be used.
-    #[error("{0}")]
-    Tls(#[from] TlsFilesError),
-    /// Certificates for clients that can't be used.
-    #[error("listen: {0}")]
-    ListenTls(#[from] accept::TlsFilesError),
+    #[error("{section}: {source}")]
+    Tls {
+        /// The section of the configuration that names them.
+        section: &'static str,
+        /// What is wrong.
+        source: TlsFilesError,
+    },
     /// Neither the configuration nor the secrets say where the server is.
     #[error(
         "target.host: not set, and no secret names a host; set it, or add \"host\" to the secrets file"
@@ -67,10 +69,7 @@ impl StartError {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            StartError::Secrets(_)
-                | StartError::Tls(_)
-                | StartError::ListenTls(_)
-                | StartError::NoHost
+            StartError::Secrets(_) | StartError::Tls { .. } | StartError::NoHost
         )
     }
 }
@@ -124,8 +123,11 @@ fn wire(
         Some(host) => (host.clone(), config.target.port),
         None => secrets.server()?.ok_or(StartError::NoHost)?,
     };
-    let server = Arc::new(Server::from_config(&config.target, &host, port)?);
-    let acceptor = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
+    let tls = |section| move |source| StartError::Tls { section, source };
+    let server = Server::from_config(&config.target, &host, port).map_err(tls("target"))?;
+    let server = Arc::new(server);
+    let acceptor = config.listen.tls.as_ref().map(Acceptor::load).transpose();
+    let acceptor = acceptor.map_err(tls("listen"))?;
     let target = TargetPools::new(
         config,
         server,

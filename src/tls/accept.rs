@@ -1,13 +1,12 @@
 //! TLS towards clients: the certificate, and the handshake.
 
+use super::files::{self, TlsFault, TlsFilesError};
 use super::{Socket, Stream};
 use crate::config::ServerTls;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
 
@@ -26,61 +25,20 @@ impl std::fmt::Debug for Acceptor {
     }
 }
 
-/// What is wrong with the certificate files. Never quotes the private key.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsFilesError {
-    /// A file can't be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// No certificate in the file, or a damaged one.
-    #[error("{}: no valid PEM certificate in it", path.display())]
-    NoCertificate {
-        /// Which.
-        path: PathBuf,
-    },
-    /// No private key in the file, or a damaged one.
-    #[error("{}: no valid PEM private key in it", path.display())]
-    NoPrivateKey {
-        /// Which.
-        path: PathBuf,
-    },
-    /// Certificate and key can't be used together.
-    #[error("{} and {} cannot be used together", certificate.display(), private_key.display())]
-    Unusable {
-        /// The certificate file.
-        certificate: PathBuf,
-        /// The key file.
-        private_key: PathBuf,
-        /// Why.
-        source: rustls::Error,
-    },
-    /// The system gives no randomness.
-    #[error("cannot make keys for TLS session tickets")]
-    Tickets(#[source] rustls::Error),
-}
-
 impl Acceptor {
     /// Reads the files. Blocks on them.
     pub fn load(files: &ServerTls) -> Result<Self, TlsFilesError> {
-        let chain = read_chain(files)?;
-        let key = read_key(files)?;
+        let (chain, key) = files::pair(files)?;
         let leaf = chain
             .first()
             .cloned()
-            .ok_or_else(|| no_certificate(files))?;
-        let unusable = |source| TlsFilesError::Unusable {
-            certificate: files.certificate_file.clone(),
-            private_key: files.private_key_file.clone(),
-            source,
-        };
+            .ok_or_else(|| TlsFilesError::NoCertificate {
+                path: files.certificate_file.clone(),
+            })?;
+        let unusable = files::unusable(files);
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(unusable)?
+            .map_err(&unusable)?
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .map_err(unusable)?;
@@ -91,6 +49,11 @@ impl Acceptor {
             tls: TlsAcceptor::from(Arc::new(config)),
             leaf,
         })
+    }
+
+    /// Every fault of the files, with the key under `listen` that names the file. Blocks on them.
+    pub fn faults(files: &ServerTls) -> Vec<TlsFault> {
+        files::faults_of_pair(files, || Self::load(files).err())
     }
 
     /// The handshake with a client that asked first (SSLRequest). ALPN is its choice.
@@ -124,37 +87,6 @@ impl Acceptor {
 
 fn is_postgresql(connection: &ServerConnection) -> bool {
     connection.alpn_protocol() == Some(ALPN)
-}
-
-fn read_chain(files: &ServerTls) -> Result<Vec<CertificateDer<'static>>, TlsFilesError> {
-    let path = &files.certificate_file;
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|error| match error {
-            pem::Error::Io(source) => TlsFilesError::Read {
-                path: path.clone(),
-                source,
-            },
-            _ => no_certificate(files),
-        })
-}
-
-fn read_key(files: &ServerTls) -> Result<PrivateKeyDer<'static>, TlsFilesError> {
-    let path = &files.private_key_file;
-    // The parser's other errors quote the file.
-    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
-        pem::Error::Io(source) => TlsFilesError::Read {
-            path: path.clone(),
-            source,
-        },
-        _ => TlsFilesError::NoPrivateKey { path: path.clone() },
-    })
-}
-
-fn no_certificate(files: &ServerTls) -> TlsFilesError {
-    TlsFilesError::NoCertificate {
-        path: files.certificate_file.clone(),
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! TLS towards servers, by libpq's `sslmode`.
 
-use super::{Socket, Stream, TlsFilesError, end_point, files};
+use super::files::{self, TlsFault, TlsFilesError};
+use super::{Socket, Stream, end_point};
 use crate::config::{SslMode, TargetTls};
 use crate::wire::to_backend;
 use bytes::BytesMut;
@@ -9,9 +10,7 @@ use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,25 +55,14 @@ impl Connector {
     /// Reads the certificate files.
     pub fn load(config: &TargetTls) -> Result<Self, TlsFilesError> {
         let provider = super::provider();
-        let mut roots = RootCertStore::empty();
-        if let Some(path) = &config.ca_file {
-            for certificate in files::certificates(path)? {
-                roots
-                    .add(certificate)
-                    .map_err(|error| TlsFilesError::unusable(path, error))?;
+        let chain = match &config.ca_file {
+            None => None,
+            Some(path) => {
+                let roots = Arc::new(files::authorities(path)?);
+                let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
+                let verifier = verifier.build();
+                Some(verifier.map_err(|error| files::no_authority(path, error))?)
             }
-        }
-        let chain = if roots.is_empty() {
-            None
-        } else {
-            let builder =
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-            let path = config.ca_file.clone().unwrap_or_default();
-            Some(
-                builder
-                    .build()
-                    .map_err(|error| TlsFilesError::unusable(&path, error))?,
-            )
         };
         let verifier = Verifier {
             mode: config.mode,
@@ -89,17 +77,33 @@ impl Connector {
         let tls = match &config.client {
             None => builder.with_no_client_auth(),
             Some(own) => {
-                let certificates = files::certificates(&own.certificate_file)?;
-                let key = files::private_key(&own.private_key_file)?;
+                let (certificates, key) = files::pair(own)?;
                 builder
                     .with_client_auth_cert(certificates, key)
-                    .map_err(|error| TlsFilesError::unusable(&own.certificate_file, error))?
+                    .map_err(files::unusable(own))?
             }
         };
         Ok(Self {
             mode: config.mode,
             tls: TlsConnector::from(Arc::new(tls)),
         })
+    }
+
+    /// Every fault of the files, with the key under `target` that names the file. Blocks on them.
+    pub fn faults(config: &TargetTls) -> Vec<TlsFault> {
+        let mut faults = Vec::new();
+        if let Some(path) = &config.ca_file {
+            let authorities = files::authorities(path).err();
+            faults.extend(authorities.map(|error| (files::AUTHORITIES_KEY, error)));
+        }
+        if let Some(own) = &config.client {
+            let alone = TargetTls {
+                ca_file: None,
+                ..config.clone()
+            };
+            faults.extend(files::faults_of_pair(own, || Self::load(&alone).err()));
+        }
+        faults
     }
 
     /// Encrypts a fresh connection as the mode says. Unix sockets stay as they are, as with libpq.

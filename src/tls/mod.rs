@@ -8,7 +8,7 @@ mod files;
 pub mod accept;
 pub mod connect;
 
-pub use files::TlsFilesError;
+pub use files::{TlsFault, TlsFilesError};
 
 use rustls::crypto::CryptoProvider;
 use std::io;
