@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigFault, ConfigFaults, MaxConnections};
 use crate::secrets::SecretStore;
+use crate::tls::accept::Acceptor;
+use crate::tls::connect::Connector;
 
 /// The exit code of a configuration that can't be used (`EX_USAGE` of sysexits.h).
 pub const EXIT_BAD_CONFIGURATION: u8 = 64;
@@ -48,6 +50,8 @@ pub fn load(
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<(Config, SecretStore), ConfigFaults> {
     let (config, mut faults) = config::inspect(path, environment)?;
+    let in_certificates = faults_of_certificates(&config, &faults);
+    faults.extend(in_certificates);
     // A secrets file that could not even be opened is among the faults already.
     let secrets = if faults
         .iter()
@@ -83,6 +87,24 @@ fn secrets(config: &Config) -> Result<SecretStore, ConfigFault> {
         server.ok_or_else(|| fault("target.host", missing.into()))?;
     }
     Ok(secrets)
+}
+
+/// What is wrong inside the certificate files; not again where a key or its file is at fault already.
+fn faults_of_certificates(config: &Config, told: &[ConfigFault]) -> Vec<ConfigFault> {
+    let listen = config.listen.tls.as_ref().map(Acceptor::faults);
+    let target = Connector::faults(&config.target.tls);
+    let in_sections = [("listen", listen.unwrap_or_default()), ("target", target)];
+    let mut faults = Vec::new();
+    for (section, in_files) in in_sections {
+        for (key, error) in in_files {
+            let key = format!("{section}.{key}");
+            if !told.iter().any(|fault| fault.key.starts_with(&key)) {
+                let text = error.to_string();
+                faults.push(ConfigFault { key, text });
+            }
+        }
+    }
+    faults
 }
 
 /// Roles that would be let in and then get no database connection.
@@ -211,6 +233,28 @@ mod tests {
             "{told}"
         );
         assert!(load_with("hostless", "[target]\nhost = 'x'", HOSTLESS, 0o600).is_ok());
+    }
+
+    #[test]
+    fn certificates_are_looked_into() {
+        let toml = "[listen]\ntls_certificate_file = 'pgsluice.toml'\ntls_private_key_file = 'missing'\n\
+                    [target]\ntls = 'verify-ca'\ntls_ca_file = 'secrets.json'\n\
+                    tls_certificate_file = 'secrets.json'\ntls_private_key_file = 'secrets.json'\n";
+        let told = load_with("certificates", toml, SECRET, 0o600).unwrap_err();
+        let mut keys: Vec<_> = told
+            .lines()
+            .filter_map(|line| line.split(": ").next())
+            .collect();
+        keys.sort_unstable();
+        let expected = [
+            "listen.tls_certificate_file",
+            "listen.tls_private_key_file",
+            "target.tls_ca_file",
+            "target.tls_certificate_file",
+            "target.tls_private_key_file",
+        ];
+        assert_eq!(keys, expected, "{told}");
+        assert!(!told.contains("hunter2"), "{told}");
     }
 
     #[test]
