@@ -44,7 +44,7 @@ pub enum StartError {
         /// The section of the configuration that names them.
         section: &'static str,
         /// What is wrong.
-        source: TlsFilesError,
+        source: Box<TlsFilesError>,
     },
     /// Neither the configuration nor the secrets say where the server is.
     #[error(
@@ -123,7 +123,12 @@ fn wire(
         Some(host) => (host.clone(), config.target.port),
         None => secrets.server()?.ok_or(StartError::NoHost)?,
     };
-    let tls = |section| move |source| StartError::Tls { section, source };
+    let tls = |section| {
+        move |error| StartError::Tls {
+            section,
+            source: Box::new(error),
+        }
+    };
     let server = Server::from_config(&config.target, &host, port).map_err(tls("target"))?;
     let server = Arc::new(server);
     let acceptor = config.listen.tls.as_ref().map(Acceptor::load).transpose();

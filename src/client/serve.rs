@@ -6,14 +6,15 @@ use super::handshake::{Greeting, HandshakeError, greet};
 use super::limits::{Admission, LimitReached, Limits};
 use super::strangers::{Eviction, Place, Strangers};
 use super::welcome::welcome;
+use crate::backend::connection::Parameters;
 use crate::backend::settings::Settings;
 use crate::cancel::CancelRegistry;
 use crate::config::Config;
-use crate::drain::{DrainObserver, Phase};
+use crate::drain::{DrainObserver, DrainWatch, Phase};
 use crate::error::{ClientFacing, SqlState};
 use crate::ids::ClientId;
 use crate::metrics::{ClientGauge, EndpointMetrics, Metrics, SetupResult};
-use crate::pool::TargetPools;
+use crate::pool::{Pool, TargetPools};
 use crate::scram::ScramError;
 use crate::secrets::SecretStore;
 use crate::session::params::{LoginError, LoginParameters};
@@ -25,11 +26,12 @@ use crate::wire::error_response::{ErrorMessage, Severity};
 use crate::wire::startup::{CancelRequest, Startup};
 use bytes::BytesMut;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long a refused client may take to read why.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(2);
@@ -127,6 +129,13 @@ impl Origin<'_> {
                 tracing::info!(endpoint, from = %self, %error, "client refused");
             }
         }
+    }
+
+    /// A client did not wait for its welcome.
+    fn left(self, startup: &Startup, when: &'static str) {
+        self.metrics.setup(SetupResult::FailedProtocol);
+        let (user, database) = (startup.user.as_str(), startup.database.as_str());
+        tracing::info!(user, database, from = %self, "{when}");
     }
 
     async fn refuse(self, mut stream: Stream, startup: &Startup, refusal: &Refusal) {
@@ -319,7 +328,7 @@ impl Front {
         let outcome = self.cancels.cancel(client, &request.secret).await;
         tracing::debug!(%client, ?outcome, "cancel request");
         // Inside TLS a goodbye is due, or its end looks like an error.
-        let _ = tokio::time::timeout(REFUSAL_DEADLINE, stream.shutdown()).await;
+        let _ = timeout(REFUSAL_DEADLINE, stream.shutdown()).await;
     }
 
     async fn admit(
@@ -346,6 +355,23 @@ impl Front {
         Ok(self.limits.admit(user, database, address)?)
     }
 
+    /// What the server tells a client with these settings; `None` if the client has left meanwhile.
+    async fn ask(
+        &self,
+        pool: &Arc<Pool>,
+        settings: &Settings,
+        watch: &mut DrainWatch,
+        (stream, buf): (&mut Stream, &mut BytesMut),
+    ) -> Result<Option<Parameters>, Refusal> {
+        let patience = self.config.pool.connection_borrow_timeout;
+        tokio::select! {
+            biased;
+            asked = self.parameters.ask(pool, settings, patience) => Ok(Some(asked?)),
+            () = watch.reached(Phase::Draining) => Err(Refusal::Draining),
+            () = closed(stream, buf) => Ok(None),
+        }
+    }
+
     /// Finds out what the server tells such a client, welcomes it, and makes the session.
     async fn start(
         &self,
@@ -360,28 +386,23 @@ impl Front {
             _gauge,
         } = admitted;
         let (user, database) = (startup.user.as_str(), startup.database.as_str());
+        let endpoint = origin.endpoint;
         let rule = self.config.pool_settings(database, user);
         let cap = rule.max_connections.map(|cap| cap as usize);
         let pool = self.target.pool(&startup.database, &startup.user, cap);
         let settings = Settings::from_pairs(startup.parameters.iter().cloned());
-        let patience = self.config.pool.connection_borrow_timeout;
         // Taken before the wait for a backend: the drain waits for such a client, too.
         let mut watch = self.drain.watch()?;
-        let asked = tokio::select! {
-            biased;
-            asked = self.parameters.ask(&pool, &settings, patience) => asked.map_err(Refusal::Login),
-            () = watch.reached(Phase::Draining) => Err(Refusal::Draining),
-            () = closed(&mut stream, &mut buf) => {
-                origin.metrics.setup(SetupResult::FailedProtocol);
-                tracing::info!(
-                    user, database, from = %origin,
-                    "client left while it waited for a database connection"
+        let asked = self.ask(&pool, &settings, &mut watch, (&mut stream, &mut buf));
+        let parameters = match asked.await {
+            Ok(Some(parameters)) => parameters,
+            Ok(None) => {
+                origin.left(
+                    &startup,
+                    "client left while it waited for a database connection",
                 );
                 return None;
             }
-        };
-        let parameters = match asked {
-            Ok(parameters) => parameters,
             Err(refusal) => {
                 origin.refuse(stream, &startup, &refusal).await;
                 return None;
@@ -391,19 +412,16 @@ impl Front {
             .cancels
             .register(startup.version.has_long_cancel_keys());
         let message = welcome(&parameters, &key);
-        let welcoming = async {
-            stream.write_all(&message).await?;
-            stream.flush().await
-        };
-        let welcomed = tokio::time::timeout(self.config.listen.login_timeout, welcoming).await;
-        if !matches!(welcomed, Ok(Ok(()))) {
-            origin.metrics.setup(SetupResult::FailedProtocol);
-            tracing::info!(user, database, from = %origin, "client left before it was welcomed");
+        let deadline = self.config.listen.login_timeout;
+        if !matches!(
+            timeout(deadline, send(&mut stream, &message)).await,
+            Ok(Ok(()))
+        ) {
+            origin.left(&startup, "client left before it was welcomed");
             return None;
         }
         origin.metrics.setup(SetupResult::Succeeded);
         let client = key.client;
-        let endpoint = origin.endpoint;
         tracing::info!(
             %client, user, database, endpoint, from = %origin, tls = stream.is_tls(),
             "client logged in"
@@ -417,7 +435,7 @@ impl Front {
             settings,
             pool,
             mode: rule.mode,
-            patience,
+            patience: self.config.pool.connection_borrow_timeout,
             cancel,
             entry: self.roster.enter(client),
             client,
@@ -425,6 +443,11 @@ impl Front {
         });
         Some((session, client, (_admission, _gauge)))
     }
+}
+
+async fn send(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
+    stream.write_all(message).await?;
+    stream.flush().await
 }
 
 /// Waits until a client that has nothing to say yet has closed its end. What it says all the same is kept, up to a bound
@@ -447,7 +470,7 @@ async fn farewell(stream: &mut Stream, message: &ErrorMessage) {
         stream.write_all(&bytes).await?;
         stream.shutdown().await
     };
-    let _ = tokio::time::timeout(REFUSAL_DEADLINE, sending).await;
+    let _ = timeout(REFUSAL_DEADLINE, sending).await;
 }
 
 #[cfg(test)]
