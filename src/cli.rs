@@ -1,5 +1,6 @@
 //! The command line: what was asked for. `main` turns it into a running proxy or an exit code.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -134,8 +135,13 @@ pub fn check_config(path: &Path) -> ExitCode {
 
 /// Prints the faults on standard error; the exit code says so too.
 pub fn report(faults: &ConfigFaults) -> ExitCode {
-    eprintln!("{faults}");
+    tell(faults);
     ExitCode::from(EXIT_BAD_CONFIGURATION)
+}
+
+/// Says something on standard error. Where that is closed nobody hears it, and nothing else happens.
+pub fn tell(what: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 fn summary(config: &Config, secrets: &SecretStore) -> String {

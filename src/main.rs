@@ -18,7 +18,7 @@ fn main() -> ExitCode {
 
 fn run(config: config::Config, secrets: pgsluice::secrets::SecretStore) -> ExitCode {
     if let Err(error) = logging::init(&config.log) {
-        eprintln!("{error}");
+        cli::tell(&error);
         return ExitCode::from(cli::EXIT_BAD_CONFIGURATION);
     }
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -36,7 +36,11 @@ fn run(config: config::Config, secrets: pgsluice::secrets::SecretStore) -> ExitC
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "pgsluice could not start");
+            if tracing::enabled!(tracing::Level::ERROR) {
+                tracing::error!(%error, "pgsluice could not start");
+            } else {
+                cli::tell(&format_args!("pgsluice could not start: {error}"));
+            }
             let bad_configuration = error.is_configuration();
             ExitCode::from(if bad_configuration {
                 cli::EXIT_BAD_CONFIGURATION
