@@ -3,6 +3,10 @@
 use pgsluice::cli::{self, Command, ConfigArgument};
 use pgsluice::{app, config, logging};
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// A name that is being looked up can't be interrupted; it must not hold up the exit.
+const THREADS_DEADLINE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     match cli::parse().command {
@@ -27,7 +31,11 @@ fn run(config: config::Config, secrets: pgsluice::secrets::SecretStore) -> ExitC
         runtime.worker_threads(config.run.worker_threads);
     }
     let ended = match runtime.build() {
-        Ok(runtime) => runtime.block_on(app::run(config, secrets)),
+        Ok(runtime) => {
+            let ended = runtime.block_on(app::run(config, secrets));
+            runtime.shutdown_timeout(THREADS_DEADLINE);
+            ended
+        }
         Err(source) => Err(app::StartError::System {
             what: "worker threads".into(),
             source,
