@@ -45,9 +45,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Deadlines of logins: long enough to succeed, short enough to matter.
 const LOGIN_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(600);
-/// Linux refuses a longer TCP_KEEPIDLE.
+/// Beside zero. Linux refuses a longer TCP_KEEPIDLE, and counts whole seconds.
 const KEEPALIVE_RANGE: std::ops::RangeInclusive<Duration> =
-    Duration::ZERO..=Duration::from_secs(32_767);
+    Duration::from_secs(1)..=Duration::from_secs(32_767);
 /// PostgreSQL's `max_connections` goes to 262,143.
 const CONNECTIONS_RANGE: std::ops::RangeInclusive<i64> = 1..=262_143;
 const CLIENTS_RANGE: std::ops::RangeInclusive<i64> = 1..=1_000_000;
@@ -113,7 +113,11 @@ fn listen(mut section: Section<'_>) -> Listen {
             LOGIN_TIMEOUT,
             values::duration(LOGIN_RANGE),
         ),
-        keepalive: section.or("keepalive", KEEPALIVE, values::duration(KEEPALIVE_RANGE)),
+        keepalive: section.or(
+            "keepalive",
+            KEEPALIVE,
+            values::duration_or_off(KEEPALIVE_RANGE),
+        ),
     };
     if listen.require_tls && !gives_tls {
         section.fault(
@@ -203,7 +207,11 @@ fn target(mut section: Section<'_>) -> Target {
             CONNECT_TIMEOUT,
             values::duration(LOGIN_RANGE),
         ),
-        keepalive: section.or("keepalive", KEEPALIVE, values::duration(KEEPALIVE_RANGE)),
+        keepalive: section.or(
+            "keepalive",
+            KEEPALIVE,
+            values::duration_or_off(KEEPALIVE_RANGE),
+        ),
     };
     if gives_port && !gives_host {
         section.fault(

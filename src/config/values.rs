@@ -102,6 +102,23 @@ pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Re
     }
 }
 
+/// A duration within limits, or zero for none.
+pub(super) fn duration_or_off(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&Value) -> Reading<Duration> {
+    let read = duration(Duration::ZERO..=Duration::MAX);
+    move |value| {
+        let length = read(value)?;
+        if length.is_zero() || range.contains(&length) {
+            return Ok(length);
+        }
+        let (least, most) = (human(*range.start()), human(*range.end()));
+        Err(bad(format!(
+            "is out of range; use {least} to {most}, or 0 for none"
+        )))
+    }
+}
+
 /// `15s`, `500ms`, `24h`.
 fn parse_duration(text: &str) -> Option<Duration> {
     let text = text.trim();
@@ -263,6 +280,21 @@ mod tests {
         ];
         let read = duration(Duration::ZERO..=Duration::from_secs(86_400));
         for (written, expected) in cases {
+            assert_eq!(read(&written.parse().unwrap()).ok(), expected, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_duration_that_may_be_off() {
+        let second = Duration::from_secs(1);
+        let read = duration_or_off(second..=second * 9);
+        for (written, expected) in [
+            ("0", Some(Duration::ZERO)),
+            ("'999ms'", None),
+            ("1", Some(second)),
+            ("'9s'", Some(second * 9)),
+            ("10", None),
+        ] {
             assert_eq!(read(&written.parse().unwrap()).ok(), expected, "{written}");
         }
     }
