@@ -20,10 +20,10 @@ use tokio::sync::{Semaphore, watch};
 const CONNECTIONS_MAX: usize = 64;
 
 /// How long a request's headers may take.
-const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+const HEADER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long one connection may last.
-const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
+/// How long one connection may last: a request, its answer. Whoever does not read must not keep others from `/healthz`.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
 
 /// After a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -87,6 +87,7 @@ async fn serve_one(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(socket), service);
     // Whoever breaks off or dawdles only hurts itself.
     let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
@@ -146,6 +147,27 @@ mod tests {
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    #[tokio::test]
+    async fn connections_that_are_not_read_block_nobody_for_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_ready, readiness) = watch::channel(Readiness::Ready);
+        let server = tokio::spawn(serve(listener, Metrics::new(), readiness));
+        let mut idlers = Vec::new();
+        for number in 0..CONNECTIONS_MAX {
+            let mut idler = TcpStream::connect(address).await.unwrap();
+            if number % 2 == 0 {
+                // Kept alive, it would be good for many more.
+                let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+                idler.write_all(request).await.unwrap();
+            }
+            idlers.push(idler);
+        }
+        let answered = tokio::time::timeout(CONNECTION_DEADLINE, request(address, "GET /healthz"));
+        assert!(answered.await.unwrap().starts_with("HTTP/1.1 200"));
+        server.abort();
     }
 
     #[tokio::test]
