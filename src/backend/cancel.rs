@@ -1,6 +1,7 @@
 //! Cancelling what runs on a backend: a second connection that carries a CancelRequest.
 
 use super::connect::{Server, open};
+use crate::tls::Stream;
 use crate::tls::connect::UpgradeError;
 use crate::wire::to_backend;
 use bytes::BytesMut;
@@ -60,12 +61,7 @@ pub async fn send_cancel(target: &CancelTarget, deadline: Duration) -> Result<()
 }
 
 async fn exchange(target: &CancelTarget) -> Result<(), CancelError> {
-    let socket = open(&target.server).await?;
-    let mut stream = target
-        .server
-        .connector
-        .upgrade(socket, target.server.address.host())
-        .await?;
+    let mut stream: Stream = open::<CancelError>(&target.server).await?;
     let mut request = BytesMut::new();
     to_backend::cancel_request(&mut request, target.pid, &target.secret);
     stream.write_all(&request).await?;

@@ -240,15 +240,7 @@ pub async fn connect(
 ) -> Result<BackendConnection, ConnectError> {
     let deadline = Instant::now() + server.connect_timeout;
     let late = || ConnectError::TimedOut(server.connect_timeout);
-    let opened = timeout_at(deadline, async {
-        let socket = open(server).await?;
-        Ok::<_, ConnectError>(
-            server
-                .connector
-                .upgrade(socket, server.address.host())
-                .await?,
-        )
-    });
+    let opened = timeout_at(deadline, open(server));
     let stream = match opened.await.unwrap_or_else(|_| Err(late())) {
         Ok(stream) => stream,
         // No session has begun: PostgreSQL counts a connection only from its startup packet on.
@@ -335,8 +327,27 @@ impl HalfMade {
     }
 }
 
+/// Opens a connection, encrypted as the mode says; under `prefer` one without TLS if the handshake fails.
+pub(super) async fn open<E>(server: &Server) -> Result<Stream, E>
+where
+    E: From<io::Error> + From<UpgradeError>,
+{
+    let socket = open_socket(server).await?;
+    let upgraded = server.connector.upgrade(socket, server.address.host());
+    match upgraded.await {
+        Err(error) if server.connector.may_go_on_plain(&error) => {
+            tracing::warn!(
+                target_name = %server.name, %error,
+                "going on without TLS, as target.tls = \"prefer\" allows"
+            );
+            Ok(Stream::Plain(open_socket(server).await?))
+        }
+        upgraded => Ok(upgraded?),
+    }
+}
+
 /// Opens a socket to the server; tries every address its name has.
-pub(super) async fn open(server: &Server) -> io::Result<Socket> {
+async fn open_socket(server: &Server) -> io::Result<Socket> {
     match &server.address {
         Address::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
         Address::Tcp { host, port } => {
@@ -347,6 +358,78 @@ pub(super) async fn open(server: &Server) -> io::Result<Socket> {
                 SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
             }
             Ok(Socket::Tcp(socket))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{SslMode, TargetTls};
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    fn server(mode: SslMode, port: u16) -> Server {
+        let config = config::Target {
+            name: "t".into(),
+            host: None,
+            port,
+            tls: TargetTls {
+                mode,
+                ca_file: None,
+                client: None,
+            },
+            connect_timeout: Duration::from_secs(10),
+            keepalive: Duration::ZERO,
+        };
+        Server::from_config(&config, "127.0.0.1", port).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_failed_handshake_is_followed_by_plaintext_under_prefer_alone() {
+        for (mode, plain) in [(SslMode::Prefer, true), (SslMode::Require, false)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let server = server(mode, listener.local_addr().unwrap().port());
+            let answers = async {
+                let (mut first, _) = listener.accept().await.unwrap();
+                first.read_exact(&mut [0; 8]).await.unwrap();
+                first.write_all(b"Sno handshake").await.unwrap();
+                first.shutdown().await.unwrap();
+                let _ = first.read_to_end(&mut Vec::new()).await;
+                if plain {
+                    listener.accept().await.unwrap();
+                }
+            };
+            let (opened, ()) = tokio::join!(open::<ConnectError>(&server), answers);
+            assert_eq!(matches!(opened, Ok(Stream::Plain(_))), plain, "{opened:?}");
+            assert_eq!(opened.is_err(), !plain);
+        }
+    }
+
+    #[test]
+    fn a_server_that_refuses_is_reachable_unless_it_serves_nobody() {
+        let refused = |code: &[u8]| {
+            ConnectError::Server(ServerError {
+                code: SqlState::parse(code).unwrap(),
+                ..ServerError::parse(b"\0")
+            })
+        };
+        let cases = [
+            (refused(b"28P01"), false),
+            (refused(b"3D000"), false),
+            (refused(b"53300"), false),
+            (refused(b"57P03"), true),
+            (
+                ConnectError::Io(io::ErrorKind::ConnectionRefused.into()),
+                true,
+            ),
+            (ConnectError::TimedOut(Duration::ZERO), true),
+            (ConnectError::CleartextWithoutTls, false),
+        ];
+        let server = server(SslMode::Disable, 1);
+        for (error, unreachable) in cases {
+            let error = error.at(&server);
+            assert_eq!(error.means_unreachable(), unreachable, "{error}");
         }
     }
 }

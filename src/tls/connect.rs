@@ -106,6 +106,11 @@ impl Connector {
         faults
     }
 
+    /// Whether a new connection without TLS may follow an encrypted one that failed like this, as with libpq's `prefer`.
+    pub fn may_go_on_plain(&self, error: &UpgradeError) -> bool {
+        self.mode == SslMode::Prefer && matches!(error, UpgradeError::Handshake(_))
+    }
+
     /// Encrypts a fresh connection as the mode says. Unix sockets stay as they are, as with libpq.
     pub async fn upgrade(&self, mut socket: Socket, host: &str) -> Result<Stream, UpgradeError> {
         if self.mode == SslMode::Disable || socket.is_unix() {
