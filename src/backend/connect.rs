@@ -179,14 +179,17 @@ impl ConnectError {
     pub fn means_unreachable(&self) -> bool {
         let refused = |error: &ServerError| error.code == SqlState::CANNOT_CONNECT_NOW;
         match self {
-            ConnectError::Io(_) | ConnectError::TimedOut(_) | ConnectError::Tls(_) => true,
+            // What does not speak the protocol is no server of ours.
+            ConnectError::Io(_)
+            | ConnectError::TimedOut(_)
+            | ConnectError::Tls(_)
+            | ConnectError::Protocol(_) => true,
             ConnectError::Server(error) => refused(error),
             ConnectError::InitQuery(ExchangeError::Server(error)) => refused(error),
             ConnectError::InitQuery(_) => true,
             ConnectError::AuthUnsupported(_)
             | ConnectError::Scram(_)
-            | ConnectError::CleartextWithoutTls
-            | ConnectError::Protocol(_) => false,
+            | ConnectError::CleartextWithoutTls => false,
             ConnectError::At { source, .. } => source.means_unreachable(),
         }
     }
@@ -424,6 +427,7 @@ mod tests {
                 true,
             ),
             (ConnectError::TimedOut(Duration::ZERO), true),
+            (ConnectError::Protocol("nonsense"), true),
             (ConnectError::CleartextWithoutTls, false),
         ];
         let server = server(SslMode::Disable, 1);
