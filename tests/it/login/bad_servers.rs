@@ -2,6 +2,7 @@
 
 use crate::support::wire::Wire;
 use crate::support::{PASSWORD, Proxy, ROLE, eventually, frames, free_port, in_time, proxy};
+use futures_util::future::join_all;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -162,6 +163,21 @@ async fn a_server_that_never_comes_to_an_end() {
             .unwrap();
         let peak: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
         assert!(peak < 100_000, "{what}: {peak} KB");
+    }
+}
+
+/// Who waits while somebody else's connection fails is told as well, and as soon.
+#[tokio::test]
+async fn all_who_wait_for_a_bad_server_are_told() {
+    let nonsense = authentication(10, b"PLAIN\0\0");
+    for _ in 0..5 {
+        for port in [free_port(), server(nonsense.clone(), false).await] {
+            let proxy = proxy_before(port).await;
+            let waiting = (0..8).map(|_| refusal(&proxy, "one of many"));
+            for (code, text) in join_all(waiting).await {
+                assert!(code.starts_with("08"), "{code} {text}");
+            }
+        }
     }
 }
 
