@@ -29,7 +29,7 @@ use tokio::time::Instant;
 /// After the deadline of the drain, or a second signal: how long the last goodbyes may take.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Descriptors beside one a client or stranger and one a backend: listeners, files, cancels, spare.
+/// Descriptors beside one a client and one a backend: listeners, files, cancels, spare.
 const DESCRIPTORS_SPARE: u64 = 200;
 
 /// Why the proxy did not start.
@@ -203,14 +203,13 @@ async fn stop(
 
 /// One descriptor a client, one a backend: as many as the system allows.
 fn raise_descriptor_limit(config: &Config) {
-    let limits = &config.limits;
-    let connections = u64::from(limits.max_clients) + u64::from(limits.max_logins_in_progress);
-    let needed = connections + DESCRIPTORS_SPARE;
+    // Strangers make room where there are no descriptors left.
+    let needed = u64::from(config.limits.max_clients) + DESCRIPTORS_SPARE;
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) if limit < needed => tracing::warn!(
             limit,
             needed,
-            "fewer open files allowed than limits.max_clients and max_logins_in_progress need; raise the limit (ulimit -n)"
+            "fewer open files allowed than limits.max_clients needs; raise the limit (ulimit -n)"
         ),
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
