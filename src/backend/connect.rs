@@ -144,7 +144,7 @@ pub enum ConnectError {
     #[error(transparent)]
     Server(ServerError),
     /// `pool.init_query` failed.
-    #[error("pool.init_query failed: {0}")]
+    #[error("pool.init_query failed: {}", without_words(.0))]
     InitQuery(ExchangeError),
     /// It is not PostgreSQL, or broken.
     #[error("the server sent {0}")]
@@ -159,6 +159,14 @@ pub enum ConnectError {
         /// What went wrong.
         source: Box<ConnectError>,
     },
+}
+
+/// The server's words may quote what the operator wrote, which is nobody else's business.
+fn without_words(error: &ExchangeError) -> String {
+    match error {
+        ExchangeError::Server(error) => format!("SQLSTATE {}", error.code),
+        error => error.to_string(),
+    }
 }
 
 impl From<ReadError> for ConnectError {
@@ -179,17 +187,16 @@ impl ConnectError {
     pub fn means_unreachable(&self) -> bool {
         let refused = |error: &ServerError| error.code == SqlState::CANNOT_CONNECT_NOW;
         match self {
-            // What does not speak the protocol is no server of ours.
+            // What does not speak the protocol, or none of our ways to log in, is no server of ours.
             ConnectError::Io(_)
             | ConnectError::TimedOut(_)
             | ConnectError::Tls(_)
+            | ConnectError::AuthUnsupported(_)
             | ConnectError::Protocol(_) => true,
             ConnectError::Server(error) => refused(error),
             ConnectError::InitQuery(ExchangeError::Server(error)) => refused(error),
             ConnectError::InitQuery(_) => true,
-            ConnectError::AuthUnsupported(_)
-            | ConnectError::Scram(_)
-            | ConnectError::CleartextWithoutTls => false,
+            ConnectError::Scram(_) | ConnectError::CleartextWithoutTls => false,
             ConnectError::At { source, .. } => source.means_unreachable(),
         }
     }

@@ -165,12 +165,22 @@ enum Refusal {
     Auth(#[from] AuthError),
     #[error(transparent)]
     Limit(#[from] LimitReached),
-    #[error(transparent)]
+    #[error("{}", without_words(.0))]
     Login(#[from] LoginError),
     #[error("pgsluice is stopping")]
     Draining,
     #[error("login took longer than login_timeout")]
     TimedOut,
+}
+
+/// The server's words may quote what the client asked for, which is for the client alone.
+fn without_words(error: &LoginError) -> String {
+    match error {
+        LoginError::Refused(error) => {
+            format!("the server refused a parameter: SQLSTATE {}", error.code)
+        }
+        error => error.to_string(),
+    }
 }
 
 impl Refusal {
