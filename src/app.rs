@@ -147,6 +147,7 @@ fn wire(
         strangers: Strangers::new(&config.limits),
         target,
         parameters: LoginParameters::default(),
+        statements: Arc::default(),
         cancels: Arc::new(CancelRegistry::default()),
         roster: Roster::new(Timeouts {
             idle: config.pool.idle_client_timeout,

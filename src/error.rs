@@ -46,10 +46,14 @@ impl SqlState {
     pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
     /// 25P03 idle_in_transaction_session_timeout
     pub const IDLE_IN_TRANSACTION_TIMEOUT: Self = Self(*b"25P03");
+    /// 26000 invalid_sql_statement_name
+    pub const INVALID_STATEMENT_NAME: Self = Self(*b"26000");
     /// 28000 invalid_authorization_specification
     pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
     /// 28P01 invalid_password
     pub const INVALID_PASSWORD: Self = Self(*b"28P01");
+    /// 42P05 duplicate_prepared_statement
+    pub const DUPLICATE_PREPARED_STATEMENT: Self = Self(*b"42P05");
     /// 42601 syntax_error
     pub const SYNTAX_ERROR: Self = Self(*b"42601");
     /// 53300 too_many_connections

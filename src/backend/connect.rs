@@ -4,6 +4,7 @@ use super::auth::{authenticate, next_frame};
 use super::cancel::CancelTarget;
 use super::connection::{BackendConnection, HeldUntilGone, Parameters, close_stream};
 use super::exchange::{ExchangeError, simple_query, status};
+use super::prepared::PreparedHere;
 use super::settings::Settings;
 use crate::config;
 use crate::error::{ClientFacing, Fault, SqlState};
@@ -114,6 +115,8 @@ pub struct BackendLogin<'a> {
     pub password: &'a Redacted<String>,
     /// SQL run once, before the backend is lent.
     pub init_query: Option<Arc<str>>,
+    /// `max_prepared_statements`
+    pub prepared_statements_max: usize,
 }
 
 /// Why there is no connection.
@@ -284,6 +287,8 @@ pub async fn connect(
         parameters: half.parameters,
         status: TxStatus::Idle,
         applied: Some(Settings::empty()),
+        prepared: PreparedHere::new(login.prepared_statements_max),
+        role: login.role.clone(),
         init_query: login.init_query.clone(),
         held,
     };

@@ -1,8 +1,9 @@
 //! A database connection that has logged in. It exists only then: made by [`super::connect::connect`] alone.
 
 use super::cancel::{CancelTarget, send_cancel};
+use super::prepared::PreparedHere;
 use super::settings::Settings;
-use crate::ids::BackendId;
+use crate::ids::{BackendId, Role};
 use crate::tls::Stream;
 use crate::wire::frame::{HEADER_LEN, Header, take_frame};
 use crate::wire::from_backend::{ServerError, TxStatus, parameter_status};
@@ -87,6 +88,9 @@ pub struct BackendConnection {
     pub tls: bool,
     /// What clients' settings it has; `None`: not known.
     pub applied: Option<Settings>,
+    /// Which of the proxy's statements it has.
+    pub prepared: PreparedHere,
+    pub(super) role: Role,
     /// `init_query`: what RESET ALL and DISCARD ALL take away beside the clients' settings.
     pub(super) init_query: Option<Arc<str>>,
     pub(super) held: HeldUntilGone,
@@ -102,13 +106,24 @@ impl fmt::Debug for BackendConnection {
 }
 
 impl BackendConnection {
+    /// The role it has logged in as.
+    pub fn login_role(&self) -> &str {
+        self.role.as_str()
+    }
+
     /// The SQL that gives this backend a client's settings; `None` if it has them.
     pub fn replay_sql(&self, settings: &Settings) -> Option<String> {
         settings.replay_sql(self.applied.as_ref(), self.init_query.as_deref())
     }
 
-    /// DISCARD ALL has run: no client's settings are left, and nothing of `init_query`.
+    /// DISCARD ALL has run: no client's settings are left, no statement, and nothing of `init_query`.
     pub fn was_discarded(&mut self) {
+        self.prepared.clear();
+        self.was_discarded_but_for_statements();
+    }
+
+    /// [`Self::was_discarded`], but statements prepared since are there.
+    pub fn was_discarded_but_for_statements(&mut self) {
         self.applied = self.init_query.is_none().then(Settings::empty);
     }
 

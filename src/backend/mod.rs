@@ -5,4 +5,5 @@ pub mod cancel;
 pub mod connect;
 pub mod connection;
 pub mod exchange;
+pub mod prepared;
 pub mod settings;

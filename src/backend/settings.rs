@@ -61,7 +61,36 @@ impl Settings {
         (Self(others.collect()), Some(plain.to_owned()))
     }
 
-    fn value(&self, name: &str) -> Option<&str> {
+    /// A name has a value.
+    pub fn has(&self, name: &str) -> bool {
+        self.value(name).is_some()
+    }
+
+    /// Another role, or another user of the session.
+    pub fn has_role(&self) -> bool {
+        self.iter().any(|(name, _)| is_role(name))
+    }
+
+    /// These without empty values of names that `others` has, too.
+    pub fn without_empty(&self, others: &Settings) -> Settings {
+        let counts = |(name, value): &&(String, String)| !value.is_empty() || !others.has(name);
+        if self.0.iter().all(|setting| counts(&setting)) {
+            return self.clone();
+        }
+        Self(self.0.iter().filter(counts).cloned().collect())
+    }
+
+    /// These, and of `defaults` what is not among them.
+    pub fn with_defaults(&self, defaults: &Settings) -> Settings {
+        if defaults.is_within(self) {
+            return self.clone();
+        }
+        let missing = defaults.0.iter().filter(|(name, _)| !self.has(name));
+        Self::from_pairs(self.0.iter().chain(missing).cloned())
+    }
+
+    /// A name's value.
+    pub fn value(&self, name: &str) -> Option<&str> {
         let index = self
             .0
             .binary_search_by(|(other, _)| other.as_str().cmp(name))
@@ -103,7 +132,7 @@ impl Settings {
     }
 
     /// Every name here has a value there.
-    fn is_within(&self, other: &Settings) -> bool {
+    pub fn is_within(&self, other: &Settings) -> bool {
         self.iter().all(|(name, _)| other.value(name).is_some())
     }
 
@@ -163,7 +192,7 @@ fn set_config(name: &str, value: Option<&str>) -> String {
 
 /// An `E''` literal in printable ASCII: the same in every client_encoding, whatever standard_conforming_strings is. The
 /// bytes are taken as the server's encoding, as those of a startup packet are.
-fn literal(text: &str) -> String {
+pub fn literal(text: &str) -> String {
     let mut literal = String::from("E'");
     for byte in text.bytes() {
         match byte {

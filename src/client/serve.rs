@@ -18,6 +18,7 @@ use crate::pool::{Pool, TargetPools};
 use crate::scram::ScramError;
 use crate::secrets::SecretStore;
 use crate::session::params::{LoginError, LoginParameters};
+use crate::session::prepared::StatementStore;
 use crate::session::roster::Roster;
 use crate::session::{Session, SessionStart};
 use crate::tls::accept::Acceptor;
@@ -57,6 +58,8 @@ pub struct Front {
     pub target: Arc<TargetPools>,
     /// What the server tells at login.
     pub parameters: LoginParameters,
+    /// Prepared statements, shared.
+    pub statements: Arc<StatementStore>,
     /// Cancel keys.
     pub cancels: Arc<CancelRegistry>,
     /// Live sessions.
@@ -443,6 +446,7 @@ impl Front {
             stream,
             unread: buf,
             settings,
+            statements: self.statements.clone(),
             pool,
             mode: rule.mode,
             patience: self.config.pool.connection_borrow_timeout,

@@ -150,6 +150,8 @@ pub struct Pool {
     pub query_timeout: Duration,
     /// A backend is replaced after this, less up to 10 % of jitter.
     pub max_connection_lifetime: Duration,
+    /// Protocol-level prepared statements kept on a backend; 0: none is shared, each pins.
+    pub max_prepared_statements: u32,
     /// SQL run once on every new backend; several statements separated by `;`.
     pub init_query: Option<String>,
 }

@@ -35,6 +35,8 @@ const CONNECTION_BORROW_TIMEOUT: Duration = Duration::from_secs(120);
 const IDLE_CLIENT_TIMEOUT: Duration = Duration::from_secs(1800);
 const MAX_CONNECTION_LIFETIME: Duration = hours(24);
 const MAX_CLIENTS: u32 = 10_000;
+/// Plans cost the server some 10 KB each and more: enough for a large application, little enough for a server.
+const MAX_PREPARED_STATEMENTS: u32 = 500;
 /// As many as may be clients: a surge of real logins must fit.
 const MAX_LOGINS_IN_PROGRESS: u32 = 10_000;
 const SECRETS_FILE: &str = "secrets.json";
@@ -301,6 +303,11 @@ fn pool(mut section: Section<'_>) -> (Pool, Vec<PoolRule>) {
             "max_connection_lifetime",
             MAX_CONNECTION_LIFETIME,
             values::duration(Duration::from_secs(1)..=hours(365 * 24)),
+        ),
+        max_prepared_statements: section.or(
+            "max_prepared_statements",
+            MAX_PREPARED_STATEMENTS,
+            values::whole(0..=100_000),
         ),
         init_query: section.optional("init_query", values::text),
     };

@@ -12,15 +12,26 @@ const BUCKETS: &[f64] = &[
 const POOL: &[&str] = &["target", "role", "database", "user"];
 const SESSION: &[&str] = &["endpoint", "database", "user"];
 
+/// All families.
 pub(super) struct Families {
+    pub(super) client: ClientFamilies,
+    pub(super) pool: PoolFamilies,
+}
+
+/// What clients and their queries are counted in.
+pub(super) struct ClientFamilies {
     pub(super) client_connections: IntGaugeVec,
     pub(super) received: IntCounterVec,
     pub(super) setup: IntCounterVec,
     pub(super) closed: IntCounterVec,
-    pub(super) waiting: IntGaugeVec,
     pub(super) queries: IntCounterVec,
     pub(super) query_seconds: HistogramVec,
     pub(super) query_database_seconds: HistogramVec,
+}
+
+/// What pools, targets and their database connections are counted in.
+pub(super) struct PoolFamilies {
+    pub(super) waiting: IntGaugeVec,
     pub(super) database_connections: IntGaugeVec,
     pub(super) borrowed: IntGaugeVec,
     pub(super) in_transaction: IntGaugeVec,
@@ -77,7 +88,19 @@ impl Families {
             &["version"],
         );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let with = |labels: &[&'static str], more: &[&'static str]| [labels, more].concat();
+        Self {
+            client: ClientFamilies::register(&r),
+            pool: PoolFamilies::register(&r),
+        }
+    }
+}
+
+fn with(labels: &[&'static str], more: &[&'static str]) -> Vec<&'static str> {
+    [labels, more].concat()
+}
+
+impl ClientFamilies {
+    fn register(r: &Registrar<'_>) -> Self {
         Self {
             client_connections: r.gauge(
                 "client_connections",
@@ -99,11 +122,6 @@ impl Families {
                 "Sessions ended by reason (RDS Proxy: ClientConnectionsClosed).",
                 &["endpoint", "reason"],
             ),
-            waiting: r.gauge(
-                "clients_waiting",
-                "Clients waiting for a database connection now.",
-                POOL,
-            ),
             queries: r.counter(
                 "query_requests_total",
                 "Queries received (RDS Proxy: QueryRequests, QueryRequestsTLS, QueryRequestsNoTLS).",
@@ -118,6 +136,18 @@ impl Families {
                 "query_database_seconds",
                 "From a request's departure to the database to its last reply (RDS Proxy: QueryDatabaseResponseLatency).",
                 SESSION,
+            ),
+        }
+    }
+}
+
+impl PoolFamilies {
+    fn register(r: &Registrar<'_>) -> Self {
+        Self {
+            waiting: r.gauge(
+                "clients_waiting",
+                "Clients waiting for a database connection now.",
+                POOL,
             ),
             database_connections: r.gauge(
                 "database_connections",

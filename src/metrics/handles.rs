@@ -70,18 +70,22 @@ pub struct EndpointMetrics {
 impl EndpointMetrics {
     pub(super) fn new(families: &Families, name: &str) -> Self {
         for result in SetupResult::ALL {
-            families.setup.with_label_values(&[name, result.label()]);
+            families
+                .client
+                .setup
+                .with_label_values(&[name, result.label()]);
         }
         let clients = |tls| {
             families
+                .client
                 .client_connections
                 .with_label_values(&[name, yes_no(tls)])
         };
         Self {
             name: name.into(),
-            received: families.received.with_label_values(&[name]),
-            setup: families.setup.clone(),
-            closed: families.closed.clone(),
+            received: families.client.received.with_label_values(&[name]),
+            setup: families.client.setup.clone(),
+            closed: families.client.closed.clone(),
             plain: clients(false),
             encrypted: clients(true),
         }
@@ -163,9 +167,12 @@ impl SessionMetrics {
         let labels = [endpoint, pair[0], pair[1]];
         let with_tls = [endpoint, pair[0], pair[1], yes_no(tls)];
         Self {
-            queries: families.queries.with_label_values(&with_tls),
-            query_seconds: families.query_seconds.with_label_values(&labels),
-            query_database_seconds: families.query_database_seconds.with_label_values(&labels),
+            queries: families.client.queries.with_label_values(&with_tls),
+            query_seconds: families.client.query_seconds.with_label_values(&labels),
+            query_database_seconds: families
+                .client
+                .query_database_seconds
+                .with_label_values(&labels),
         }
     }
 
@@ -241,7 +248,7 @@ impl PoolMetrics {
         let labels = [target, ROLE, database, user];
         let with = |more: &str| [target, ROLE, database, user, more].map(str::to_owned);
         let gauge = |state: BackendState, tls| {
-            families.database_connections.with_label_values(&[
+            families.pool.database_connections.with_label_values(&[
                 target,
                 ROLE,
                 database,
@@ -253,22 +260,26 @@ impl PoolMetrics {
         let states = BackendState::ALL.map(|state| [gauge(state, false), gauge(state, true)]);
         Self {
             labels: labels.map(str::to_owned),
-            requests: families.requests.with_label_values(&labels),
-            borrow_seconds: families.borrow_seconds.with_label_values(&labels),
-            waiting: families.waiting.with_label_values(&labels),
-            borrowed: families.borrowed.with_label_values(&labels),
-            in_transaction: families.in_transaction.with_label_values(&labels),
+            requests: families.pool.requests.with_label_values(&labels),
+            borrow_seconds: families.pool.borrow_seconds.with_label_values(&labels),
+            waiting: families.pool.waiting.with_label_values(&labels),
+            borrowed: families.pool.borrowed.with_label_values(&labels),
+            in_transaction: families.pool.in_transaction.with_label_values(&labels),
             succeeded: families
+                .pool
                 .database_setup
                 .with_label_values(&with("succeeded")),
-            failed: families.database_setup.with_label_values(&with("failed")),
+            failed: families
+                .pool
+                .database_setup
+                .with_label_values(&with("failed")),
             states: Arc::new(states),
-            pinned: families.pinned.clone(),
-            pins: families.pins.clone(),
-            unpins: families.unpins.clone(),
-            replays: families.replays.with_label_values(&labels),
+            pinned: families.pool.pinned.clone(),
+            pins: families.pool.pins.clone(),
+            unpins: families.pool.unpins.clone(),
+            replays: families.pool.replays.with_label_values(&labels),
             pin_handles: Mutex::default(),
-            up: families.up.with_label_values(&[target, ROLE]),
+            up: families.pool.up.with_label_values(&[target, ROLE]),
         }
     }
 
@@ -321,26 +332,29 @@ impl PoolMetrics {
     pub(super) fn forget(families: &Families, target: &str, database: &str, user: &str) {
         let labels = [target, ROLE, database, user];
         for family in [
-            &families.waiting,
-            &families.borrowed,
-            &families.in_transaction,
+            &families.pool.waiting,
+            &families.pool.borrowed,
+            &families.pool.in_transaction,
         ] {
             let _ = family.remove_label_values(&labels);
         }
-        for family in [&families.requests, &families.replays] {
+        for family in [&families.pool.requests, &families.pool.replays] {
             let _ = family.remove_label_values(&labels);
         }
-        let _ = families.borrow_seconds.remove_label_values(&labels);
+        let _ = families.pool.borrow_seconds.remove_label_values(&labels);
         for result in ["succeeded", "failed"] {
             let labels = [target, ROLE, database, user, result];
-            let _ = families.database_setup.remove_label_values(&labels);
+            let _ = families.pool.database_setup.remove_label_values(&labels);
         }
         for (state, tls) in BackendState::ALL
             .into_iter()
             .flat_map(|state| [(state, false), (state, true)])
         {
             let labels = [target, ROLE, database, user, state.label(), yes_no(tls)];
-            let _ = families.database_connections.remove_label_values(&labels);
+            let _ = families
+                .pool
+                .database_connections
+                .remove_label_values(&labels);
         }
     }
 
@@ -426,9 +440,9 @@ pub struct TargetMetrics {
 
 impl TargetMetrics {
     pub(super) fn new(families: &Families, name: &str) -> Self {
-        families.up.with_label_values(&[name, ROLE]);
+        families.pool.up.with_label_values(&[name, ROLE]);
         Self {
-            allowed: families.allowed.with_label_values(&[name, ROLE]),
+            allowed: families.pool.allowed.with_label_values(&[name, ROLE]),
         }
     }
 

@@ -36,6 +36,7 @@ pub(super) struct Recipe {
     pub(super) server: Arc<Server>,
     pub(super) secrets: Arc<SecretStore>,
     pub(super) init_query: Option<Arc<str>>,
+    pub(super) prepared_statements_max: usize,
     pub(super) max_connections: MaxConnections,
     pub(super) max_lifetime: Duration,
     /// Told when the server has been asked how many connections it allows.
@@ -206,6 +207,7 @@ async fn connect_pooled(
         role: &key.role,
         password: &secret.password,
         init_query: recipe.init_query.clone(),
+        prepared_statements_max: recipe.prepared_statements_max,
     };
     // The permit and the gauge live as long as the socket, also if the login fails.
     let hold = Box::new((permit, gauge.clone()));

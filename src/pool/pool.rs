@@ -12,7 +12,7 @@ use crate::error::{ClientFacing, Fault, SqlState};
 use crate::ids::{PoolKey, Role};
 use crate::metrics::{PinGuard, PoolMetrics, TransactionGuard};
 use deadpool::managed::{self, PoolError, QueueMode, Timeouts};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -121,6 +121,7 @@ pub struct Pool {
     gate: Arc<Gate>,
     siblings: Weak<TargetPools>,
     metrics: Arc<PoolMetrics>,
+    reads_sequences: AtomicBool,
 }
 
 impl Pool {
@@ -148,6 +149,7 @@ impl Pool {
             gate,
             siblings,
             metrics,
+            reads_sequences: AtomicBool::new(false),
         })
     }
 
@@ -164,6 +166,16 @@ impl Pool {
     /// Counts a pinned backend until dropped.
     pub fn pinned(&self, reason: &'static str) -> PinGuard {
         self.metrics.pinned(reason)
+    }
+
+    /// Some session of the pool asks for sequence values: no lease may begin with another's.
+    pub fn reads_sequences(&self) -> bool {
+        self.reads_sequences.load(Ordering::Relaxed)
+    }
+
+    /// A session of the pool has asked for sequence values.
+    pub fn note_sequences_read(&self) {
+        self.reads_sequences.store(true, Ordering::Relaxed);
     }
 
     /// Counts a session's settings given to one of its backends.

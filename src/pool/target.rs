@@ -55,6 +55,7 @@ impl TargetPools {
         let recipe = Recipe {
             server,
             secrets,
+            prepared_statements_max: config.pool.max_prepared_statements as usize,
             init_query: config.pool.init_query.as_deref().map(Arc::from),
             max_connections: config.pool.max_connections,
             max_lifetime: config.pool.max_connection_lifetime,

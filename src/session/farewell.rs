@@ -1,9 +1,9 @@
 //! Brings a backend to rest after its client has left, or closes it: what the client had open is rolled back, its locks
 //! are free, nothing it set is left.
 
+use super::memory::Memory;
 use super::pin::PinReason;
 use super::relay::{Relay, RelayEnd, Sides};
-use super::requests::Unnamed;
 use crate::backend::exchange::{ExchangeError, simple_query};
 use crate::cancel::{CancelHandle, Settled};
 use crate::drain::DrainWatch;
@@ -22,6 +22,7 @@ pub(super) struct Farewell {
     pub(super) lease: Lease,
     pub(super) relay: Relay,
     pub(super) up: Flow,
+    pub(super) memory: Memory,
     pub(super) stream: Stream,
     pub(super) cancel: CancelHandle,
     /// The client said goodbye: what it asked for last is carried out, as PostgreSQL would.
@@ -80,12 +81,11 @@ impl Farewell {
             self.cancel.cancel_own().await;
         }
         self.relay.end_batch(&mut self.up);
-        let mut unnamed = Unnamed::None;
         let mut sides = Sides {
             client: &mut self.stream,
             conn: self.lease.conn(),
             up: &mut self.up,
-            unnamed: &mut unnamed,
+            memory: &mut self.memory,
         };
         poll_fn(|cx| self.relay.poll_drain_replies(&mut sides, cx))
             .await
@@ -98,7 +98,7 @@ impl Farewell {
         if self.relay.pins().contains(PinReason::Load) {
             return Err(Unsettled::Loaded);
         }
-        if !self.relay.pins().is_empty() {
+        if !self.relay.is_clean() {
             simple_query(conn, "DISCARD ALL", DEADLINE).await?;
             conn.was_discarded();
         }

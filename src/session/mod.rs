@@ -12,15 +12,19 @@
 //! An idle session holds no buffer: it waits for readability, not for bytes.
 
 mod close;
+pub mod custom;
 mod farewell;
+mod memory;
 pub mod params;
 pub mod pin;
+pub mod prepared;
 mod relay;
 pub mod replies;
 pub mod requests;
 pub mod roster;
 mod run;
 pub mod statement;
+pub mod survey;
 
 pub use close::CloseReason;
 pub use run::{Session, SessionStart};

@@ -5,9 +5,9 @@ use crate::session::statement::Effects;
 /// The reason a session keeps its backend between transactions. Log text and metric label come from here.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum PinReason {
-    /// SET, RESET, set_config, or a parameter the server reported as changed.
+    /// Run-time parameters were changed and the server could not be asked for them.
     Settings,
-    /// A prepared statement with a name of the protocol's Parse.
+    /// A prepared statement with a name of the protocol's Parse that can't be shared: too long, or too many.
     NamedStatement,
     /// An unnamed statement prepared in one batch, to be used in a later one.
     UnnamedStatement,
@@ -23,13 +23,17 @@ pub enum PinReason {
     AdvisoryLock,
     /// LOAD.
     Load,
+    /// A function was called by its number (the protocol's FunctionCall): what it does can't be told.
+    FunctionCall,
+    /// Sequence values, in a session that asks for them by currval or lastval.
+    Sequence,
     /// The pool's mode is `session`.
     SessionMode,
 }
 
 impl PinReason {
     /// Every reason, in the order of the sets' bits.
-    pub const ALL: [PinReason; 10] = [
+    pub const ALL: [PinReason; 12] = [
         PinReason::Settings,
         PinReason::NamedStatement,
         PinReason::UnnamedStatement,
@@ -39,6 +43,8 @@ impl PinReason {
         PinReason::Listen,
         PinReason::AdvisoryLock,
         PinReason::Load,
+        PinReason::FunctionCall,
+        PinReason::Sequence,
         PinReason::SessionMode,
     ];
 
@@ -54,6 +60,8 @@ impl PinReason {
             PinReason::Listen => "listen",
             PinReason::AdvisoryLock => "advisory_lock",
             PinReason::Load => "load",
+            PinReason::FunctionCall => "function_call",
+            PinReason::Sequence => "sequence",
             PinReason::SessionMode => "session_mode",
         }
     }
@@ -61,15 +69,25 @@ impl PinReason {
     /// What the operator can tell the application's owner.
     pub fn advice(self) -> &'static str {
         match self {
-            PinReason::Settings => "use SET LOCAL inside a transaction, or startup parameters",
-            PinReason::NamedStatement => "turn named prepared statements off in the driver",
+            PinReason::Settings => {
+                "the server did not say what is set; use SET LOCAL or startup parameters"
+            }
+            PinReason::NamedStatement => {
+                "prepare shorter statements, or fewer, or raise pool.max_prepared_statements"
+            }
             PinReason::UnnamedStatement => "send Parse, Bind and Execute before one Sync",
-            PinReason::SqlPrepare => "use the driver's parameters instead of PREPARE",
-            PinReason::TempObject => "drop it by DISCARD ALL, or use an ordinary table",
-            PinReason::HoldCursor => "close it by DISCARD ALL, or declare it without HOLD",
+            PinReason::SqlPrepare => {
+                "DEALLOCATE it, or use the driver's parameters instead of PREPARE"
+            }
+            PinReason::TempObject => {
+                "drop it when it is not needed, or use ON COMMIT DROP or an ordinary table"
+            }
+            PinReason::HoldCursor => "close it when it is not needed, or declare it without HOLD",
             PinReason::Listen => "listen on a connection of its own",
             PinReason::AdvisoryLock => "use pg_advisory_xact_lock",
             PinReason::Load => "set session_preload_libraries on the server",
+            PinReason::FunctionCall => "call functions in SQL",
+            PinReason::Sequence => "use INSERT … RETURNING instead of currval and lastval",
             PinReason::SessionMode => "set the pool's mode to transaction",
         }
     }
@@ -104,6 +122,24 @@ impl PinReasons {
         self.0 & reason.bit() != 0
     }
 
+    /// Some of `others` is there.
+    pub fn contains_any(self, others: &[PinReason]) -> bool {
+        others.iter().any(|reason| self.contains(*reason))
+    }
+
+    /// Adds others.
+    pub fn insert_all(&mut self, others: PinReasons) {
+        self.0 |= others.0;
+    }
+
+    /// What a survey has found takes the place of what it can find.
+    pub fn replace_surveyed(&mut self, surveyed: &[PinReason], found: PinReasons) {
+        for reason in surveyed {
+            self.remove(*reason);
+        }
+        self.0 |= found.0;
+    }
+
     /// DISCARD ALL has run: a loaded library stays.
     pub fn keep_only_lasting(&mut self) {
         self.0 &= PinReason::Load.bit();
@@ -112,7 +148,6 @@ impl PinReasons {
     /// Adds what a statement leaves behind.
     pub fn insert_effects(&mut self, effects: Effects) {
         for (effect, reason) in [
-            (Effects::SETTINGS, PinReason::Settings),
             (Effects::SQL_PREPARE, PinReason::SqlPrepare),
             (Effects::TEMP_OBJECT, PinReason::TempObject),
             (Effects::HOLD_CURSOR, PinReason::HoldCursor),

@@ -11,13 +11,17 @@
 //! One poll does all that can be done without waiting: one read and one write a side in the usual case.
 
 mod down;
+mod names;
+mod sequences;
+mod state;
 mod up;
 
-pub(super) use up::opens_transaction;
+pub(super) use up::{opens_transaction, replaces_unnamed};
 
-use super::pin::{PinReason, PinReasons};
+use super::memory::Memory;
 use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
-use super::requests::{RequestReader, Unnamed, Violation};
+use super::requests::{RequestReader, Violation};
+use super::survey::Survey;
 use crate::backend::connection::{BackendConnection, Parameters};
 use crate::backend::settings::Settings;
 use crate::tls::Stream;
@@ -26,6 +30,8 @@ use crate::wire::frame::BadLength;
 use crate::wire::from_backend::{ServerError, TxStatus};
 use crate::wire::to_backend;
 use bytes::BytesMut;
+use sequences::Sequences;
+use state::StateLeft;
 use std::io;
 use std::task::{Context, Poll};
 
@@ -69,7 +75,7 @@ pub(super) struct Sides<'a> {
     pub(super) client: &'a mut Stream,
     pub(super) conn: &'a mut BackendConnection,
     pub(super) up: &'a mut Flow,
-    pub(super) unnamed: &'a mut Unnamed,
+    pub(super) memory: &'a mut Memory,
 }
 
 /// How a session uses its backends.
@@ -88,11 +94,17 @@ pub(super) struct Relay {
     replies: PendingReplies,
     requests: RequestReader,
     passing: Option<Passing>,
-    pins: PinReasons,
-    told_pins: PinReasons,
+    state: StateLeft,
+    sequences: Sequences,
+    /// What the server had reported when the session's state was last known.
     parameters: Parameters,
     /// The backend's unnamed statement is this session's.
     unnamed_here: bool,
+    /// standard_conforming_strings: how its texts are read.
+    plain_strings: bool,
+    survey: Option<Survey>,
+    /// What is being replayed has been taken from the client: it is told of it.
+    restoring: bool,
     quit: bool,
     /// The last thing the client got was an error: it knows why it loses its connection.
     last_was_error: bool,
@@ -113,6 +125,7 @@ impl Relay {
     pub(super) fn start(
         hold: Hold,
         settings: &Settings,
+        read_sequences: bool,
         conn: &mut BackendConnection,
         up: &mut Flow,
     ) -> (Self, bool) {
@@ -122,15 +135,21 @@ impl Relay {
             replies: PendingReplies::default(),
             requests: RequestReader::default(),
             passing: None,
-            pins: PinReasons::default(),
-            told_pins: PinReasons::default(),
+            state: StateLeft::default(),
+            sequences: Sequences::default(),
             parameters: conn.parameters.clone(),
             unnamed_here: false,
+            plain_strings: has_plain_strings(settings, conn),
+            survey: None,
+            restoring: false,
             quit: false,
             last_was_error: false,
             queries: 0,
         };
         let replayed = relay.replay(settings, conn, up);
+        if read_sequences && hold != Hold::Session {
+            relay.discard_sequences(up);
+        }
         (relay, replayed)
     }
 
@@ -139,7 +158,9 @@ impl Relay {
         let Some(sql) = conn.replay_sql(settings) else {
             return false;
         };
-        self.insert_query(&sql, Expect::Query, up);
+        // In a transaction: if it is refused, what the client sent behind it is refused, too, and does not run without
+        // its settings.
+        self.insert_query(&format!("BEGIN;{sql};COMMIT"), Expect::Query, up);
         conn.applied = Some(settings.clone());
         true
     }
@@ -149,18 +170,6 @@ impl Relay {
         to_backend::query(&mut message, sql.as_bytes());
         up.insert(&message);
         self.replies.push(expect, ReplyAction::Skip);
-    }
-
-    /// Reasons to keep the backend that have come up since the last call.
-    pub(super) fn new_pins(&mut self) -> impl Iterator<Item = PinReason> + use<> {
-        let (new, told) = (self.pins, self.told_pins);
-        self.told_pins = self.pins;
-        new.iter().filter(move |reason| !told.contains(*reason))
-    }
-
-    /// Reasons to keep the backend.
-    pub(super) fn pins(&self) -> PinReasons {
-        self.pins
     }
 
     /// Queries sent since the last call.
@@ -174,6 +183,19 @@ impl Relay {
             && self.requests.at_boundary()
             && self.passing.is_none()
             && !up.must_drain()
+    }
+
+    /// The server owes nothing; what is missing is the client's to send: the Sync of a batch, the rest of a message or of
+    /// its COPY data.
+    pub(super) fn awaits_client(&self, up: &Flow) -> bool {
+        let half_done = self.replies.is_batch_open() || self.replies.is_copying_in();
+        let half_sent = !self.requests.at_boundary();
+        (half_done || half_sent) && self.replies.awaits_client() && !up.must_drain()
+    }
+
+    /// The client has said goodbye.
+    pub(super) fn has_quit(&self) -> bool {
+        self.quit
     }
 
     /// The client got an error last, and nothing after it.
@@ -192,7 +214,8 @@ impl Relay {
             };
             match down {
                 Err(end) => return Poll::Ready(end),
-                Ok(_) if self.quit && !sides.up.must_drain() => {
+                // What it asked for before it said goodbye it still gets.
+                Ok(_) if self.quit && !sides.up.must_drain() && self.replies.outstanding() == 0 => {
                     return Poll::Ready(RelayEnd::ClientQuit);
                 }
                 Ok(true) => {}
@@ -214,13 +237,15 @@ impl Relay {
     pub(super) fn finish(mut self, conn: &mut BackendConnection) -> BytesMut {
         let mut unsent = BytesMut::new();
         self.down.move_ready_to(&mut unsent);
-        conn.buf = self.down.into_unread();
+        // Bytes that came behind an exchange of the proxy's own are there already.
+        conn.buf.unsplit(self.down.into_unread());
         unsent
     }
     /// Decides what follows when nothing is owed any more.
     fn at_ready(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
         if self.replies.needs_fence() && self.requests.at_boundary() {
             self.insert_query("", Expect::Fence, sides.up);
+            self.unnamed_here = false; // it is a simple query
             return Ok(());
         }
         if !self.is_at_rest(sides.up) {
@@ -233,23 +258,13 @@ impl Relay {
             return Ok(());
         }
         self.note_state_left(sides.conn);
-        if matches!(sides.unnamed, Unnamed::TooLong) && self.unnamed_here {
-            self.pins.insert(PinReason::UnnamedStatement);
+        if self.settle_state(sides) {
+            return Ok(());
         }
-        if self.pins.is_empty() {
+        if self.state.pins.is_empty() {
             Err(RelayEnd::Released)
         } else {
             Ok(())
-        }
-    }
-
-    /// The server's own words about what is left, beside what the text told.
-    pub(super) fn note_state_left(&mut self, conn: &BackendConnection) {
-        if self.hold == Hold::Session {
-            self.pins.insert(PinReason::SessionMode);
-        }
-        if conn.parameters != self.parameters {
-            self.pins.insert(PinReason::Settings);
         }
     }
 
@@ -283,9 +298,12 @@ impl Relay {
         }
     }
 
-    /// The client left in the middle of a batch: ends it with the Sync it owes.
+    /// The client left in the middle of a batch: it is rolled back, as PostgreSQL does when it finds nobody there. (Outside
+    /// a transaction block ROLLBACK warns, and rolls back what the batch has done so far: src/backend/access/transam/xact.c,
+    /// `UserAbortTransactionBlock`. After an error the server skips it, and the Sync ends the batch.)
     pub(super) fn end_batch(&mut self, up: &mut Flow) {
         if self.replies.is_batch_open() {
+            self.insert_query("ROLLBACK", Expect::Query, up);
             let mut sync = BytesMut::new();
             to_backend::sync(&mut sync);
             up.insert(&sync);
@@ -303,3 +321,18 @@ impl Relay {
         self.replies.outstanding() > 0 || self.replies.is_batch_open()
     }
 }
+
+/// How the session's backend reads `'\'`, once the session's settings are there. Read wrongly, a text could hide what it
+/// does.
+fn has_plain_strings(settings: &Settings, conn: &BackendConnection) -> bool {
+    let is_off = |value: &str| matches!(value, "off" | "of" | "false" | "f" | "no" | "n" | "0");
+    let of_another = (conn.applied.as_ref()).is_some_and(|it| it.has(STANDARD_CONFORMING_STRINGS));
+    match settings.value(STANDARD_CONFORMING_STRINGS) {
+        Some(value) => !is_off(&value.to_ascii_lowercase()),
+        // The server's default, which is on unless somebody has not changed it in twelve years.
+        None if of_another => true,
+        None => conn.parameters.get(STANDARD_CONFORMING_STRINGS) != Some("off"),
+    }
+}
+
+const STANDARD_CONFORMING_STRINGS: &str = "standard_conforming_strings";

@@ -12,6 +12,7 @@
 //!
 //! Pure: no I/O.
 
+use super::prepared::Note;
 use std::collections::VecDeque;
 
 /// A message that gets an answer.
@@ -37,6 +38,10 @@ pub enum Expect {
     CopyEnd,
     /// An empty query of the proxy's own behind a COPY that failed.
     Fence,
+    /// A Flush that is not empty: an error, and nothing else.
+    BadFlush,
+    /// A query of the proxy's own that asks what the session has left.
+    Survey,
 }
 
 /// What to do with a reply.
@@ -46,6 +51,8 @@ pub enum ReplyAction {
     Forward,
     /// The proxy asked: the reply is swallowed.
     Skip,
+    /// The client asked something else with an answer of the same shape: it gets the reply under that tag.
+    Retag(u8),
 }
 
 /// The server sent something that nothing in flight explains.
@@ -56,15 +63,18 @@ pub struct UnexpectedReply {
     pub tag: u8,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Entry {
     expect: Expect,
     action: ReplyAction,
+    /// What it changes in the proxy's memory when the server carries it out.
+    note: Option<Box<Note>>,
 }
 
 impl Entry {
     fn is_own_query(&self) -> bool {
-        self.action == ReplyAction::Skip && matches!(self.expect, Expect::Query | Expect::Fence)
+        self.action == ReplyAction::Skip
+            && matches!(self.expect, Expect::Query | Expect::Fence | Expect::Survey)
     }
 }
 
@@ -78,6 +88,8 @@ pub struct PendingReplies {
     copying_in: bool,
     swallowed_syncs: bool,
     fence_needed: bool,
+    /// Of messages that the server has not carried out, in the order sent.
+    undone: Vec<Note>,
 }
 
 /// More replies in flight than this, and the client is not read until some have come. PostgreSQL sends its replies
@@ -102,6 +114,58 @@ impl PendingReplies {
             .is_some_and(|front| front.is_own_query())
     }
 
+    /// What comes now answers the survey.
+    pub fn is_surveying(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Survey)
+    }
+
+    /// What comes now answers the fence.
+    pub fn is_fencing(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Fence)
+    }
+
+    /// The message being answered is the last, or has only its own Sync behind it.
+    pub fn is_answering_last(&self) -> bool {
+        match self.entries.len() {
+            1 => true,
+            2 => self
+                .entries
+                .back()
+                .is_some_and(|last| last.expect == Expect::Sync),
+            _ => false,
+        }
+    }
+
+    /// Notes of messages not yet answered, in the order sent.
+    pub fn notes(&self) -> impl Iterator<Item = &Note> {
+        self.entries
+            .iter()
+            .filter_map(|entry| entry.note.as_deref())
+    }
+
+    /// The last message in flight that concerns something belongs to an earlier batch: if that batch fails, the message
+    /// is skipped, and what comes now must not count on it.
+    pub fn is_uncertain(&self, concerns: impl Fn(&Note) -> bool) -> bool {
+        let concerned = |entry: &Entry| entry.note.as_deref().is_some_and(&concerns);
+        let ends_batch = |entry: &Entry| {
+            matches!(
+                entry.expect,
+                Expect::Sync | Expect::Query | Expect::FunctionCall
+            )
+        };
+        let last = self.entries.iter().rposition(concerned);
+        last.is_some_and(|last| self.entries.iter().skip(last + 1).any(ends_batch))
+    }
+
+    /// The server owes nothing now: what comes next is the client's.
+    pub fn awaits_client(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// True when so much is in flight that the client must wait.
     pub fn is_full(&self) -> bool {
         self.entries.len() >= IN_FLIGHT_MAX
@@ -117,7 +181,11 @@ impl PendingReplies {
         let ends = |entry: &&Entry| {
             matches!(
                 entry.expect,
-                Expect::Sync | Expect::Query | Expect::FunctionCall | Expect::Fence
+                Expect::Sync
+                    | Expect::Query
+                    | Expect::FunctionCall
+                    | Expect::Fence
+                    | Expect::Survey
             )
         };
         self.entries.iter().filter(ends).count()
@@ -125,57 +193,104 @@ impl PendingReplies {
 
     /// A failed COPY left open whether a Sync was swallowed: send an empty query, and `push(Fence, Skip)`.
     pub fn needs_fence(&self) -> bool {
-        self.fence_needed && self.entries.is_empty()
+        self.fence_needed && self.entries.is_empty() && !self.is_batch_open()
     }
 
     /// A message goes to the backend.
     pub fn push(&mut self, expect: Expect, action: ReplyAction) {
+        self.push_noted(expect, action, None);
+    }
+
+    /// [`Self::push`] of a message that changes the proxy's memory.
+    pub fn push_noted(&mut self, expect: Expect, action: ReplyAction, note: Option<Box<Note>>) {
+        let entry = Entry {
+            expect,
+            action,
+            note,
+        };
         match expect {
             Expect::CopyEnd if self.copying_in => self.copying_in = false,
             Expect::Sync if self.copying_in => self.swallowed_syncs = true,
             Expect::Sync => {
                 self.skipping_to_sync = false;
                 self.batch_open = false;
-                self.entries.push_back(Entry { expect, action });
+                self.entries.push_back(entry);
             }
-            _ if self.skipping_to_sync => {}
+            _ if self.skipping_to_sync => self.undo(entry),
+            // Not what a COPY is fed with: the server takes it for the COPY's end, an error, and for nothing else
+            // (src/backend/commands/copyfromparse.c, `CopyGetData`).
+            _ if self.copying_in => {
+                self.copying_in = false;
+                self.undo(entry);
+            }
             // Before any Query or Execute is answered a CopyEnd can belong to its COPY; alone it means nothing.
             Expect::CopyEnd if self.entries.is_empty() => {}
             Expect::Fence => {
                 self.fence_needed = false;
-                self.entries.push_back(Entry { expect, action });
+                self.entries.push_back(entry);
             }
             _ => {
                 // A simple query or function call ends the implicit transaction as a Sync does.
-                let simple = matches!(expect, Expect::Query | Expect::FunctionCall);
+                let simple = matches!(
+                    expect,
+                    Expect::Query | Expect::FunctionCall | Expect::Survey
+                );
                 self.batch_open = !simple && (self.batch_open || expect != Expect::CopyEnd);
-                self.entries.push_back(Entry { expect, action });
+                self.entries.push_back(entry);
             }
         }
+    }
+
+    fn undo(&mut self, entry: Entry) {
+        self.undone.extend(entry.note.map(|note| *note));
+    }
+
+    /// There are some for [`Self::take_undone`].
+    pub fn has_undone(&self) -> bool {
+        !self.undone.is_empty()
+    }
+
+    /// Notes of messages that the server has not carried out, the last sent first.
+    pub fn take_undone(&mut self) -> impl Iterator<Item = Note> + use<> {
+        std::mem::take(&mut self.undone).into_iter().rev()
+    }
+
+    /// The note of the message that is being answered.
+    pub fn front_note(&self) -> Option<&Note> {
+        self.entries.front()?.note.as_deref()
     }
 
     /// A reply other than ReadyForQuery came. Asynchronous messages (ParameterStatus, NoticeResponse,
     /// NotificationResponse) answer nothing and do not come here.
     pub fn on_reply(&mut self, tag: u8) -> Result<ReplyAction, UnexpectedReply> {
-        let Some(front) = self.entries.front().copied() else {
+        let Some(front) = self.entries.front_mut() else {
             return Err(UnexpectedReply { tag });
         };
         let (fits, ends) = answers(front.expect, tag);
         if !fits {
             return Err(UnexpectedReply { tag });
         }
+        let action = front.action;
         match tag {
-            b'E' => return Ok(self.on_error(front)),
+            b'E' => return Ok(self.on_error()),
             b'G' => self.on_copy_in(),
-            _ if ends => self.pop(),
+            _ if ends => {
+                self.swallowed_syncs &= tag != b'C';
+                self.pop();
+            }
+            // A statement of a simple query is done: what the query was to change has changed.
+            b'C' => {
+                front.note = None;
+                self.swallowed_syncs = false;
+            }
             _ => {}
         }
-        Ok(front.action)
+        Ok(action)
     }
 
     /// ReadyForQuery came.
     pub fn on_ready(&mut self) -> Result<ReplyAction, UnexpectedReply> {
-        let Some(front) = self.entries.front().copied() else {
+        let Some(front) = self.entries.front() else {
             // The answer to a Sync that a failed COPY did not swallow after all.
             let ambiguous = self.fence_needed;
             return if ambiguous {
@@ -185,9 +300,10 @@ impl PendingReplies {
             };
         };
         match front.expect {
-            Expect::Sync | Expect::Query | Expect::FunctionCall => {
+            Expect::Sync | Expect::Query | Expect::FunctionCall | Expect::Survey => {
+                let action = front.action;
                 self.pop();
-                Ok(front.action)
+                Ok(action)
             }
             // The fence has not answered yet (it turns into a Query when it does): an extra Sync's answer.
             Expect::Fence => Ok(ReplyAction::Forward),
@@ -211,26 +327,41 @@ impl PendingReplies {
     }
 
     /// The client gets an error also for a Parse of ours: it is its own statement's.
-    fn on_error(&mut self, front: Entry) -> ReplyAction {
+    fn on_error(&mut self) -> ReplyAction {
+        let Some(front) = self.entries.front_mut() else {
+            return ReplyAction::Forward;
+        };
+        let (expect, own) = (front.expect, front.is_own_query());
+        self.undone.extend(front.note.take().map(|note| Note {
+            failed: true,
+            ..*note
+        }));
         if self.swallowed_syncs {
             self.fence_needed = true;
             self.swallowed_syncs = false;
         }
         self.copying_in = false;
-        match front.expect {
-            Expect::Sync | Expect::Query | Expect::FunctionCall | Expect::Fence => {}
+        match expect {
+            Expect::Sync
+            | Expect::Query
+            | Expect::FunctionCall
+            | Expect::Fence
+            | Expect::Survey => {}
             _ => {
                 let next_sync = self
                     .entries
                     .iter()
                     .position(|entry| entry.expect == Expect::Sync);
                 self.skipping_to_sync = next_sync.is_none();
-                self.entries
+                let ignored = self
+                    .entries
                     .drain(..next_sync.unwrap_or(self.entries.len()));
+                let notes = ignored.filter_map(|entry| entry.note);
+                self.undone.extend(notes.map(|note| *note));
                 self.pass_copy_marks();
             }
         }
-        if front.is_own_query() {
+        if own {
             ReplyAction::Skip
         } else {
             ReplyAction::Forward
@@ -291,8 +422,10 @@ fn answers(expect: Expect, tag: u8) -> (bool, bool) {
             false,
         ),
         Expect::FunctionCall => (matches!(tag, b'V' | b'E'), false),
+        Expect::Survey => (matches!(tag, b'T' | b'D' | b'C' | b'E'), false),
         Expect::Sync => (tag == b'E', false),
         Expect::Fence => (matches!(tag, b'I' | b'E'), false),
+        Expect::BadFlush => (tag == b'E', false),
         Expect::CopyEnd => (false, false),
     }
 }

@@ -69,8 +69,8 @@ pub enum Unnamed {
     /// There is none: PostgreSQL drops it at every simple query.
     #[default]
     None,
-    /// The whole Parse message, so that another backend can be given it.
-    Kept(BytesMut),
+    /// The whole Parse message, so that another backend can be given it, and what its text leaves behind when it runs.
+    Kept(BytesMut, Effects),
     /// It was too long to keep: it lives on the backend that has it.
     TooLong,
 }
@@ -91,6 +91,7 @@ enum Body {
     /// The name of a Parse: has any byte of it come?
     ParseName {
         named: bool,
+        reader: StatementReader,
     },
     ParseText {
         named: bool,
@@ -143,7 +144,8 @@ pub fn look(bytes: &[u8]) -> Result<Next, Violation> {
         b'C' => (Some(Expect::Close), true),
         b'S' => (Some(Expect::Sync), true),
         b'c' | b'f' => (Some(Expect::CopyEnd), true),
-        b'H' => (None, true),
+        // A Flush that is not empty is an error to the server, which then skips up to Sync.
+        b'H' => ((header.body_len > 0).then_some(Expect::BadFlush), true),
         b'X' => return Ok(Next::Quit),
         other => return Err(Violation::UnknownType(other)),
     };
@@ -181,8 +183,9 @@ fn uses_unnamed(header: Header, body: &[u8]) -> Result<Option<bool>, Violation> 
             [] => return missing(header, body),
             _ => return Ok(Some(false)),
         },
-        // Whether a Parse has a name must show in its first piece.
+        // Whether a Parse has a name must show in its first piece, and which function is called.
         b'P' if body.is_empty() => return missing(header, body),
+        b'F' if body.len() < 4 && body.len() < header.body_len => return Ok(None),
         _ => return Ok(Some(false)),
     };
     match name.first() {
@@ -210,18 +213,28 @@ impl RequestReader {
         self.remaining
     }
 
-    /// A frame begins; its header is the first thing [`Self::read`] gets.
-    pub fn begin(&mut self, header: Header, unnamed: &mut Unnamed) {
+    /// A frame begins; its header is the first thing [`Self::read`] gets. `reader` reads its text, if it has one.
+    pub fn begin(&mut self, header: Header, reader: StatementReader, unnamed: &mut Unnamed) {
         self.remaining = header.frame_len();
         self.keeping = false;
         self.body = match header.tag {
             b'Q' => {
                 *unnamed = Unnamed::None;
-                Body::Query(StatementReader::default())
+                Body::Query(reader)
             }
-            b'P' => Body::ParseName { named: false },
+            b'P' => Body::ParseName {
+                named: false,
+                reader,
+            },
             _ => Body::Opaque,
         };
+    }
+
+    /// A frame whose front is on its way already: the rest follows as it comes.
+    pub fn begin_rest(&mut self, len: usize) {
+        self.remaining = len;
+        self.keeping = false;
+        self.body = Body::Opaque;
     }
 
     /// Reads the next piece of the frame. Returns what the frame has told when it is whole.
@@ -236,12 +249,21 @@ impl RequestReader {
         if first {
             self.start_keeping(piece, body, unnamed);
         } else if self.keeping
-            && let Unnamed::Kept(kept) = unnamed
+            && let Unnamed::Kept(kept, _) = unnamed
         {
             kept.extend_from_slice(piece);
         }
         self.read_body(body);
-        (self.remaining == 0).then(|| self.finish()).flatten()
+        if self.remaining > 0 {
+            return None;
+        }
+        let told = self.finish();
+        if self.keeping
+            && let (Unnamed::Kept(_, effects), Some(Told::Text(told))) = (unnamed, told)
+        {
+            *effects = told;
+        }
+        told
     }
 
     /// A Parse without a name replaces the unnamed statement.
@@ -255,7 +277,7 @@ impl RequestReader {
             return;
         }
         self.keeping = true;
-        *unnamed = Unnamed::Kept(BytesMut::from(piece));
+        *unnamed = Unnamed::Kept(BytesMut::from(piece), Effects::default());
     }
 
     fn read_body(&mut self, mut body: &[u8]) {
@@ -267,18 +289,17 @@ impl RequestReader {
                     reader.feed(body);
                     return;
                 }
-                Body::ParseName { named } => {
+                Body::ParseName { named, reader } => {
                     let end = body.iter().position(|&byte| byte == 0);
                     let named = *named || end.unwrap_or(body.len()) > 0;
                     let Some(end) = end else {
-                        self.body = Body::ParseName { named };
+                        let reader = std::mem::take(reader);
+                        self.body = Body::ParseName { named, reader };
                         return;
                     };
                     body = &body[end + 1..];
-                    self.body = Body::ParseText {
-                        named,
-                        reader: StatementReader::default(),
-                    };
+                    let reader = std::mem::take(reader);
+                    self.body = Body::ParseText { named, reader };
                 }
                 Body::ParseText { named, reader } => {
                     let end = body.iter().position(|&byte| byte == 0);
@@ -405,7 +426,7 @@ mod tests {
         let mut reader = RequestReader::default();
         let mut unnamed = Unnamed::None;
         let header = Header::parse(frame).unwrap().unwrap();
-        reader.begin(header, &mut unnamed);
+        reader.begin(header, StatementReader::default(), &mut unnamed);
         let first = HEADER_LEN + 1.min(header.body_len);
         let mut told = reader.read(&frame[..first], true, &mut unnamed);
         for piece in frame[first..].chunks(piece) {
@@ -426,7 +447,7 @@ mod tests {
             let parse = frame(b'P', b"\0select 1\0\0\0");
             let (told, unnamed) = read(&parse, piece);
             assert_eq!(told, Some(Told::Text(Effects::default())));
-            assert!(matches!(unnamed, Unnamed::Kept(kept) if kept == parse));
+            assert!(matches!(unnamed, Unnamed::Kept(kept, _) if kept == parse));
         }
     }
 

@@ -7,7 +7,7 @@ use crate::drain::{DrainObserver, Phase as DrainPhase};
 use crate::ids::ClientId;
 use futures_util::task::AtomicWaker;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Context;
 use std::time::Duration;
@@ -72,8 +72,10 @@ pub struct Timeouts {
 #[derive(Debug)]
 pub struct Control {
     orders: AtomicU8,
-    phase: AtomicU8,
-    since: AtomicU32,
+    /// Phase and the tick it was entered at, in one word: read together they belong together.
+    stay: AtomicU64,
+    /// The stay that lasted too long.
+    timed_out: AtomicU64,
     clock: Arc<Clock>,
     waker: AtomicWaker,
 }
@@ -101,14 +103,8 @@ pub struct Entry {
 impl Control {
     /// The session enters a phase.
     pub fn enter(&self, phase: Phase) {
-        self.since
-            .store(self.clock.0.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.phase.store(phase as u8, Ordering::Relaxed);
-    }
-
-    fn phase(&self) -> Phase {
-        let index = usize::from(self.phase.load(Ordering::Relaxed));
-        Phase::ALL.get(index).copied().unwrap_or(Phase::Idle)
+        let since = self.clock.0.load(Ordering::Relaxed);
+        self.stay.store(stay(phase, since), Ordering::Relaxed);
     }
 
     /// The next order; wakes `cx` when there is one. [`Order::Shutdown`] and [`Order::Abort`] stand until obeyed.
@@ -122,8 +118,14 @@ impl Control {
             return Some(Order::Abort);
         }
         if orders & TIMED_OUT != 0 {
-            self.orders.fetch_and(!TIMED_OUT, Ordering::AcqRel);
-            return Some(Order::TimedOut(self.phase()));
+            let orders = self.orders.fetch_and(!TIMED_OUT, Ordering::AcqRel);
+            let (now, then) = (&self.stay, &self.timed_out);
+            let now = now.load(Ordering::Relaxed);
+            // It may have moved on before it heard of it.
+            if now == then.load(Ordering::Acquire) {
+                return Some(Order::TimedOut(phase_of(now)));
+            }
+            return (orders & SHUTDOWN != 0).then_some(Order::Shutdown);
         }
         Some(Order::Shutdown)
     }
@@ -133,18 +135,28 @@ impl Control {
         self.waker.wake();
     }
 
-    /// True if it has been in its phase for longer than allowed. Read again by the session: it may have moved on.
-    fn overdue(&self, timeouts: &Timeouts) -> bool {
-        let limit = match self.phase() {
+    /// The stay in its phase, if it has lasted longer than allowed.
+    fn overdue(&self, timeouts: &Timeouts) -> Option<u64> {
+        let stay = self.stay.load(Ordering::Relaxed);
+        let limit = match phase_of(stay) {
             Phase::Idle | Phase::Pinned => timeouts.idle,
             Phase::InTransaction => timeouts.in_transaction,
             Phase::Active => timeouts.query,
             Phase::Waiting => Duration::ZERO, // has its own deadline
         };
-        let since = self.since.load(Ordering::Relaxed);
+        let since = stay as u32; // its lower half
         let ticks = self.clock.0.load(Ordering::Relaxed).saturating_sub(since);
-        !limit.is_zero() && TICK * ticks > limit
+        (!limit.is_zero() && TICK * ticks > limit).then_some(stay)
     }
+}
+
+fn stay(phase: Phase, since: u32) -> u64 {
+    u64::from(phase as u8) << 32 | u64::from(since)
+}
+
+fn phase_of(stay: u64) -> Phase {
+    let index = (stay >> 32) as usize;
+    Phase::ALL.get(index).copied().unwrap_or(Phase::Idle)
 }
 
 impl Roster {
@@ -166,8 +178,8 @@ impl Roster {
     pub fn enter(self: &Arc<Self>, client: ClientId) -> Entry {
         let control = Arc::new(Control {
             orders: AtomicU8::new(0),
-            phase: AtomicU8::new(Phase::Idle as u8),
-            since: AtomicU32::new(self.clock.0.load(Ordering::Relaxed)),
+            stay: AtomicU64::new(stay(Phase::Idle, self.clock.0.load(Ordering::Relaxed))),
+            timed_out: AtomicU64::new(0),
             clock: self.clock.clone(),
             waker: AtomicWaker::new(),
         });
@@ -202,12 +214,11 @@ impl Roster {
     }
 
     fn give_timeouts(&self) {
-        for control in self
-            .lock()
-            .values()
-            .filter(|control| control.overdue(&self.timeouts))
-        {
-            control.give(TIMED_OUT);
+        for control in self.lock().values() {
+            if let Some(stay) = control.overdue(&self.timeouts) {
+                control.timed_out.store(stay, Ordering::Release);
+                control.give(TIMED_OUT);
+            }
         }
     }
 
@@ -243,5 +254,40 @@ impl Roster {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.roster.lock().remove(&self.client);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    #[test]
+    fn a_timeout_strikes_only_the_stay_it_was_meant_for() {
+        let second = Duration::from_secs(1);
+        let roster = Roster::new(Timeouts {
+            idle: second,
+            in_transaction: second,
+            query: Duration::ZERO,
+        });
+        let entry = roster.enter(ClientId(1));
+        let cx = Context::from_waker(Waker::noop());
+        roster.clock.0.store(11, Ordering::Relaxed);
+        roster.give_timeouts();
+        let order = entry.control.poll_order(&cx);
+        assert_eq!(order, Some(Order::TimedOut(Phase::Idle)));
+        assert_eq!(entry.control.poll_order(&cx), None);
+        for moved_on in [Phase::Active, Phase::Idle] {
+            roster.give_timeouts();
+            entry.control.enter(moved_on);
+            assert_eq!(entry.control.poll_order(&cx), None, "{moved_on:?}");
+        }
+        roster.clock.0.store(100, Ordering::Relaxed);
+        entry.control.enter(Phase::Active);
+        roster.clock.0.store(200, Ordering::Relaxed);
+        roster.give_timeouts();
+        assert_eq!(entry.control.poll_order(&cx), None, "no query_timeout");
+        roster.order_all(SHUTDOWN);
+        assert_eq!(entry.control.poll_order(&cx), Some(Order::Shutdown));
     }
 }

@@ -5,8 +5,9 @@ mod watch;
 
 use super::close::{CloseReason, describe, statement_mode_error};
 use super::farewell::Farewell;
+use super::memory::Memory;
+use super::prepared::StatementStore;
 use super::relay::{Hold, Relay, RelayEnd, opens_transaction};
-use super::requests::Unnamed;
 use super::roster::{Control, Entry, Phase};
 use crate::backend::settings::Settings;
 use crate::cancel::{CancelHandle, Settled};
@@ -37,6 +38,8 @@ pub struct SessionStart {
     pub unread: BytesMut,
     /// What it asked for at login.
     pub settings: Settings,
+    /// Where prepared statements are shared.
+    pub statements: Arc<StatementStore>,
     /// Where its backends come from.
     pub pool: Arc<Pool>,
     /// When it gives them back.
@@ -64,8 +67,7 @@ pub struct Session {
     skipping: usize,
     /// A request of an extended-protocol batch was refused: all is skipped up to its Sync.
     refusing: bool,
-    unnamed: Unnamed,
-    settings: Settings,
+    memory: Memory,
     pool: Arc<Pool>,
     hold: Hold,
     patience: Duration,
@@ -96,8 +98,7 @@ impl Session {
             outbox: BytesMut::new(),
             skipping: 0,
             refusing: false,
-            unnamed: Unnamed::None,
-            settings: start.settings,
+            memory: Memory::new(start.settings, start.statements),
             pool: start.pool,
             hold: match start.mode {
                 PoolMode::Transaction => Hold::Transaction,
@@ -144,14 +145,22 @@ impl Session {
     async fn serve(mut self, mut lease: Lease, since: Instant) -> Result<Self, CloseReason> {
         self.cancel.lend(lease.conn().key.clone());
         self.control().enter(Phase::Active);
-        let (mut relay, replayed) =
-            Relay::start(self.hold, &self.settings, lease.conn(), &mut self.up);
+        let (mut relay, replayed) = Relay::start(
+            self.hold,
+            &self.memory.settings,
+            self.pool.reads_sequences(),
+            lease.conn(),
+            &mut self.up,
+        );
         if replayed {
             self.pool.replayed();
         }
         let ended = Watch::new(since)
             .run(&mut self, &mut lease, &mut relay)
             .await;
+        if relay.reads_sequences() {
+            self.pool.note_sequences_read();
+        }
         match ended {
             Ended::Relay(RelayEnd::Released) => Ok(self.release(lease, relay).await),
             Ended::Relay(end) => Err(self.end(lease, relay, end).await),
@@ -195,7 +204,10 @@ impl Session {
             RelayEnd::BackendGone => lease.discard(DiscardReason::ServerClosed),
             RelayEnd::BackendFault(_) => lease.discard(DiscardReason::ServerFault),
             RelayEnd::SettingsRefused(_) => lease.discard(DiscardReason::SettingsRefused),
-            end => self.leave(lease, relay, matches!(end, RelayEnd::ClientQuit)),
+            _ => {
+                let polite = relay.has_quit();
+                self.leave(lease, relay, polite);
+            }
         }
         reason
     }
@@ -205,6 +217,7 @@ impl Session {
         let Self {
             stream,
             up,
+            memory,
             cancel,
             entry,
             watch,
@@ -217,6 +230,7 @@ impl Session {
                 lease,
                 relay,
                 up,
+                memory,
                 stream,
                 cancel,
                 polite,

@@ -67,6 +67,9 @@ impl Effects {
     /// Text that can't be read may be anything.
     const UNREADABLE_TEXT: Effects = Effects((1 << 15) - 1);
 
+    /// What may change run-time parameters: what a DO block or a procedure does can't be read.
+    pub const MAY_SET: Effects = Effects(Effects::SETTINGS.0 | Effects::OPAQUE.0);
+
     /// True if any of `other` is in the set.
     pub fn contains(self, other: Effects) -> bool {
         self.0 & other.0 != 0

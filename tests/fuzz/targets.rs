@@ -237,7 +237,7 @@ fn read_requests(pieces: &[&[u8]]) -> Vec<String> {
                         need,
                     }) => {
                         told.push(format!("{header:?} {expect:?} {need:?}"));
-                        reader.begin(header, &mut unnamed);
+                        reader.begin(header, StatementReader::default(), &mut unnamed);
                     }
                     end @ (Ok(Next::Quit) | Err(_)) => {
                         told.push(format!("{end:?}"));

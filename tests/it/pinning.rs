@@ -1,6 +1,7 @@
 //! What a session leaves in its backend is there for its next statement, and for nobody else.
 
 mod cleaning;
+mod following;
 mod startup;
 
 use crate::support::frames::{self, bind, column, errors, execute, parse, query, sync};
@@ -87,31 +88,6 @@ async fn keeps_its_backend(reason: Reason) {
 }
 
 #[tokio::test]
-async fn a_setting_keeps_its_backend() {
-    let show = "SHOW work_mem";
-    keeps_its_backend(simple("settings", "SET work_mem = '5MB'", show, "5MB")).await;
-}
-
-#[tokio::test]
-async fn a_setting_by_function_keeps_its_backend() {
-    let set = "SELECT set_config('work_mem', '6MB', false)";
-    keeps_its_backend(simple("settings", set, "SHOW work_mem", "6MB")).await;
-}
-
-#[tokio::test]
-async fn a_setting_that_the_server_reports_keeps_its_backend() {
-    let hidden = "DO $$ BEGIN PERFORM set_config('TimeZone', 'Asia/Tokyo', false); END $$";
-    keeps_its_backend(simple("settings", hidden, "SHOW TimeZone", "Asia/Tokyo")).await;
-}
-
-#[tokio::test]
-async fn a_role_keeps_its_backend() {
-    let set = "SET ROLE pg_monitor";
-    let witness = "SELECT current_user";
-    keeps_its_backend(simple("settings", set, witness, "pg_monitor")).await;
-}
-
-#[tokio::test]
 async fn a_statement_prepared_by_sql_keeps_its_backend() {
     let prepare = "PREPARE s AS SELECT 'prepared'";
     keeps_its_backend(simple("sql_prepare", prepare, "EXECUTE s", "prepared")).await;
@@ -182,18 +158,6 @@ async fn a_loaded_library_keeps_its_backend_which_ends_with_its_client() {
     waiting(&proxy, 1).await;
     drop(client);
     assert_ne!(column(&next.ready().await), [backend]);
-}
-
-#[tokio::test]
-async fn a_named_statement_keeps_its_backend() {
-    keeps_its_backend(Reason {
-        label: "named_statement",
-        begin: [parse("s", "SELECT 1"), sync()].concat(),
-        answers: 1,
-        witness: "SELECT count(*) FROM pg_prepared_statements WHERE name = 's'",
-        expected: "1",
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ fn stage(port: u16, settings: &str) -> Stage {
         strangers: Strangers::new(&config.limits),
         target,
         parameters: LoginParameters::default(),
+        statements: Arc::default(),
         cancels: Arc::default(),
         roster: Roster::new(Timeouts {
             idle: config.pool.idle_client_timeout,

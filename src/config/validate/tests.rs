@@ -79,6 +79,7 @@ fn defaults(folder: &Path) -> Config {
             idle_in_transaction_timeout: Duration::ZERO,
             query_timeout: Duration::ZERO,
             max_connection_lifetime: Duration::from_secs(86_400),
+            max_prepared_statements: 500,
             init_query: None,
         },
         pool_rules: vec![],
@@ -139,6 +140,7 @@ idle_client_timeout = "8h"
 idle_in_transaction_timeout = 60
 query_timeout = "5m"
 max_connection_lifetime = "1h"
+max_prepared_statements = 7
 init_query = "SET a.b = '1'; SET c.d = '2'"
 [[pool.rules]]
 database = "x"
@@ -216,6 +218,7 @@ fn every_key_reaches_its_field() {
             idle_in_transaction_timeout: Duration::from_secs(60),
             query_timeout: Duration::from_secs(300),
             max_connection_lifetime: Duration::from_secs(3600),
+            max_prepared_statements: 7,
             init_query: Some("SET a.b = '1'; SET c.d = '2'".into()),
         },
         pool_rules: vec![

@@ -1,9 +1,16 @@
 //! Towards the client: what the server has sent is matched with what was asked.
 
-use super::{BackendFault, Passing, READ_WHOLE_MAX, Relay, RelayEnd, Scan, Sides};
+use super::{
+    BackendFault, Passing, READ_WHOLE_MAX, Relay, RelayEnd, STANDARD_CONFORMING_STRINGS, Scan,
+    Sides,
+};
+use crate::error::SqlState;
+use crate::session::prepared::renamed_error;
 use crate::session::replies::{ReplyAction, UnexpectedReply};
+use crate::session::survey::Survey;
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::from_backend::{ServerError, TxStatus, command_tag, parameter_status};
+use bytes::{BufMut, BytesMut};
 use std::task::{Context, Poll};
 
 impl Relay {
@@ -29,13 +36,14 @@ impl Relay {
         self.at_ready(sides)?;
         Ok(moved)
     }
+
     /// Matches what the server has sent with what was asked.
     pub(super) fn scan_down(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
         loop {
             if let Some(passing) = &mut self.passing {
                 let count = self.down.unread().len().min(passing.remaining);
                 match passing.action {
-                    ReplyAction::Forward => self.down.pass(count),
+                    ReplyAction::Forward | ReplyAction::Retag(_) => self.down.pass(count),
                     ReplyAction::Skip => self.down.remove(count),
                 }
                 passing.remaining -= count;
@@ -52,6 +60,9 @@ impl Relay {
             let Some(action) = self.match_reply(header, sides)? else {
                 return Ok(());
             };
+            if let ReplyAction::Retag(tag) = action {
+                self.down.retag(tag);
+            }
             self.passing = Some(Passing {
                 remaining: header.frame_len(),
                 action,
@@ -65,14 +76,21 @@ impl Relay {
         let action = match header.tag {
             b'Z' | b'S' => return self.read_whole(header, sides),
             b'C' if header.body_len <= READ_WHOLE_MAX => return self.read_whole(header, sides),
-            b'E' if self.replies.is_replaying() => return self.read_whole(header, sides),
-            b'N' | b'A' if self.replies.is_replaying() => ReplyAction::Skip,
-            b'N' | b'A' => ReplyAction::Forward,
-            b'E' => {
-                self.last_was_error = true;
-                // Nothing asked: the server's last words before it closes the connection.
-                self.replies.on_reply(b'E').unwrap_or(ReplyAction::Forward)
+            b'D' if self.replies.is_surveying() => return self.read_row(header),
+            b'E' if self.replies.is_surveying() => {
+                self.survey.iter_mut().for_each(Survey::fail);
+                self.replies.on_reply(b'E').map_err(fault)?
             }
+            b'E' if self.replies.is_replaying() => return self.read_whole(header, sides),
+            // Of the proxy's own making.
+            b'N' if self.replies.is_replaying() && !self.replies.is_fencing() => ReplyAction::Skip,
+            b'N' => ReplyAction::Forward,
+            // For one who listens; whoever else gets one has a backend on which somebody unseen did.
+            b'A' if self.may_listen() => ReplyAction::Forward,
+            b'A' => ReplyAction::Skip,
+            // To a session that is at rest these are the server's last words to the backend: the pool reads them.
+            b'E' if self.may_go(sides) => return Ok(None),
+            b'E' => return self.on_error(header, sides),
             b'I' => {
                 let action = self.replies.on_reply(b'I').map_err(fault)?;
                 self.replies.on_empty_query();
@@ -80,6 +98,67 @@ impl Relay {
             }
             tag => self.replies.on_reply(tag).map_err(fault)?,
         };
+        Ok(Some(action))
+    }
+
+    fn on_error(&mut self, header: Header, sides: &mut Sides<'_>) -> Scan<Option<ReplyAction>> {
+        let Some(words) = self.own_words(header, sides) else {
+            return Ok(None);
+        };
+        self.last_was_error = true;
+        // Nothing asked: the server's last words before it closes the connection.
+        let action = self.replies.on_reply(b'E').unwrap_or(ReplyAction::Forward);
+        self.undo_changes(sides);
+        Ok(Some(match words {
+            Some(words) => {
+                self.down.insert(&words);
+                ReplyAction::Skip
+            }
+            None => action,
+        }))
+    }
+
+    /// The error that a client gets in the place of the server's, which speaks of a name of ours; `None` until the
+    /// server's is there whole.
+    fn own_words(&mut self, header: Header, sides: &mut Sides<'_>) -> Option<Option<BytesMut>> {
+        let used = match self.replies.front_note() {
+            Some(note) if header.body_len <= READ_WHOLE_MAX => note.used.as_ref(),
+            _ => None,
+        };
+        let Some((name, statement)) = used else {
+            return Some(None);
+        };
+        let body = self.down.unread().get(HEADER_LEN..header.frame_len())?;
+        match ServerError::parse(body).code {
+            // Taken away behind the proxy's back.
+            SqlState::INVALID_STATEMENT_NAME => sides.conn.prepared.remove(statement.id),
+            SqlState::DUPLICATE_PREPARED_STATEMENT => {}
+            SqlState::FEATURE_NOT_SUPPORTED => {
+                sides.memory.statements.retire(statement);
+                return Some(None);
+            }
+            _ => return Some(None),
+        }
+        let body = renamed_error(body, statement.id, name);
+        let mut message = BytesMut::with_capacity(HEADER_LEN + body.len());
+        message.put_u8(b'E');
+        message.put_u32(4 + body.len() as u32); // READ_WHOLE_MAX and some names
+        message.put_slice(&body);
+        Some(Some(message))
+    }
+
+    /// A row of the survey.
+    fn read_row(&mut self, header: Header) -> Scan<Option<ReplyAction>> {
+        let fault = |error: UnexpectedReply| RelayEnd::BackendFault(error.into());
+        let action = self.replies.on_reply(b'D').map_err(fault)?;
+        let Some(survey) = &mut self.survey else {
+            return Ok(Some(action));
+        };
+        match self.down.unread().get(HEADER_LEN..header.frame_len()) {
+            Some(body) => survey.row(body),
+            None if header.body_len <= READ_WHOLE_MAX => return Ok(None),
+            None => survey.fail(),
+        }
         Ok(Some(action))
     }
 
@@ -99,37 +178,74 @@ impl Relay {
             b'Z' => {
                 let status = body.first().and_then(|&byte| TxStatus::from_byte(byte));
                 sides.conn.status = status.ok_or_else(malformed)?;
+                let (surveyed, own) = (self.replies.is_surveying(), self.replies.is_replaying());
                 self.last_was_error = false;
-                self.replies.on_ready().map(Some).map_err(fault)
+                self.restoring &= !own;
+                let action = self.replies.on_ready().map_err(fault)?;
+                self.on_idle_after_discard(sides);
+                if surveyed {
+                    self.finish_survey(sides);
+                }
+                Ok(Some(action))
             }
             b'S' => {
-                let (name, value) = parameter_status(body).ok_or_else(malformed)?;
+                let Some((name, value)) = parameter_status(body) else {
+                    // In another encoding: the client knows which.
+                    return Ok(Some(ReplyAction::Forward));
+                };
                 sides.conn.parameters.set(name, value);
-                if self.replies.is_replaying() {
-                    // Set by the proxy: this is what the session starts from.
-                    self.parameters.set(name, value);
-                    return Ok(Some(ReplyAction::Skip));
+                if name == STANDARD_CONFORMING_STRINGS {
+                    self.plain_strings = value != "off";
                 }
-                Ok(Some(ReplyAction::Forward))
+                if !self.replies.is_replaying() {
+                    return Ok(Some(ReplyAction::Forward));
+                }
+                // Set by the proxy: this is what the session starts from. Where something had been taken from it, it
+                // was told so, and is told again.
+                self.parameters.set(name, value);
+                Ok(Some(match self.restoring {
+                    true => ReplyAction::Forward,
+                    false => ReplyAction::Skip,
+                }))
             }
             b'E' => Err(RelayEnd::SettingsRefused(ServerError::parse(body))),
             _ => {
-                let all_gone = command_tag(body) == Some("DISCARD ALL");
+                let done = Done::of(command_tag(body).unwrap_or_default());
+                let own = self.replies.is_replaying();
+                let last = self.replies.is_answering_last() && self.requests.at_boundary();
                 let action = self.replies.on_reply(header.tag).map_err(fault)?;
-                if all_gone && self.replies.outstanding() <= 1 {
-                    self.forget_state(sides);
+                if !own {
+                    self.on_done(done, last, sides);
                 }
                 Ok(Some(action))
             }
         }
     }
+}
 
-    /// DISCARD ALL has left nothing behind but loaded libraries, not even what the client asked for at login: that is set again with the
-    /// next lease.
-    fn forget_state(&mut self, sides: &mut Sides<'_>) {
-        self.pins.keep_only_lasting();
-        self.told_pins.keep_only_lasting();
-        self.parameters = sides.conn.parameters.clone();
-        sides.conn.was_discarded();
+/// What a command tag says about state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Done {
+    /// DISCARD ALL: everything is gone.
+    DiscardAll,
+    /// DEALLOCATE ALL: every statement is gone.
+    DeallocateAll,
+    /// Something that pins may be gone.
+    MayRelease,
+    /// Nothing.
+    Other,
+}
+
+impl Done {
+    fn of(tag: &str) -> Self {
+        match tag {
+            "DISCARD ALL" => Done::DiscardAll,
+            "DEALLOCATE ALL" => Done::DeallocateAll,
+            "DEALLOCATE" | "CLOSE CURSOR" | "CLOSE CURSOR ALL" | "UNLISTEN" | "ROLLBACK" => {
+                Done::MayRelease
+            }
+            tag if tag.starts_with("DROP ") || tag.starts_with("DISCARD ") => Done::MayRelease,
+            _ => Done::Other,
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! Towards the backend: what the client has sent is examined and passed on.
 
+use super::names::Translated;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::session::pin::PinReason;
+use crate::session::prepared::Note;
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::requests::{CLOSE_UNNAMED, Need, Next, RequestReader, Told, Unnamed, look};
-use crate::session::statement::Effects;
+use crate::session::statement::{Effects, StatementReader};
 use crate::wire::frame::{HEADER_LEN, Header};
 use std::task::{Context, Poll};
 
@@ -52,29 +54,58 @@ impl Relay {
 
     /// Examines what the client has sent.
     fn scan_up(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
+        if self.holds_client(sides) {
+            return Ok(());
+        }
         while !self.quit && !sides.up.unread().is_empty() && !self.replies.is_full() {
             let first = self.requests.at_boundary();
             if first {
+                if self.replies.has_undone() {
+                    self.undo_changes(sides);
+                }
                 match look(sides.up.unread()).map_err(RelayEnd::ClientFault)? {
                     Next::Incomplete => break,
                     Next::Quit => {
                         self.quit = true;
+                        if self.replies.is_copying_in() {
+                            // The server's to answer: it is no way to end a COPY.
+                            let rest = sides.up.unread().len();
+                            sides.up.pass(rest);
+                        }
+                        break;
+                    }
+                    Next::Frame {
+                        need: Need::UnnamedStatement,
+                        ..
+                    } if self
+                        .replies
+                        .is_uncertain(|note| note.replaced_unnamed.is_some()) =>
+                    {
                         break;
                     }
                     Next::Frame {
                         header,
                         expect,
                         need,
-                    } => {
-                        self.begin_request(header, expect, need, sides);
-                    }
+                    } => match self.translate(header, expect, sides)? {
+                        Translated::Untouched => self.begin_request(header, expect, need, sides),
+                        Translated::Incomplete => break,
+                        Translated::Whole => continue,
+                        Translated::Front(left) => {
+                            self.requests.begin_rest(left);
+                            continue;
+                        }
+                    },
                 }
             }
             let unread = sides.up.unread();
             let count = unread.len().min(self.requests.remaining());
-            let told = self.requests.read(&unread[..count], first, sides.unnamed);
+            let told = self
+                .requests
+                .read(&unread[..count], first, &mut sides.memory.unnamed);
             if let Some(told) = told {
-                self.on_told(told);
+                let whole = first.then_some(&unread[..count]);
+                self.on_told(told, whole, &mut sides.memory.reads_sequences);
             }
             sides.up.pass(count);
         }
@@ -91,49 +122,129 @@ impl Relay {
         if need == Need::UnnamedStatement && !self.unnamed_here {
             self.bring_unnamed(sides);
         }
-        // A Parse without a name, or a simple query, makes the backend's unnamed statement this session's.
-        self.unnamed_here |= header.tag == b'Q' || is_unnamed_parse(header, sides.up.unread());
-        if self.pins.contains(PinReason::UnnamedStatement) && self.replaces_unnamed(header, sides) {
-            self.pins.remove(PinReason::UnnamedStatement);
+        if matches!(header.tag, b'Q' | b'P') {
+            let come = sides.up.unread().len().min(header.frame_len());
+            let frame = sides.up.unread()[..come].to_vec();
+            self.before_text(&frame, sides.up);
+        }
+        let note = self.note_unnamed(header, sides);
+        if header.tag == b'F' {
+            self.note_function(sides.up.unread());
         }
         self.queries += u32::from(matches!(header.tag, b'Q' | b'E' | b'F'));
-        self.requests.begin(header, sides.unnamed);
+        let reader = StatementReader::new(self.plain_strings);
+        self.requests
+            .begin(header, reader, &mut sides.memory.unnamed);
         if let Some(expect) = expect {
-            self.replies.push(expect, ReplyAction::Forward);
+            self.replies.push_noted(expect, ReplyAction::Forward, note);
         }
     }
 
-    fn replaces_unnamed(&self, header: Header, sides: &Sides<'_>) -> bool {
-        header.tag == b'Q' || is_unnamed_parse(header, sides.up.unread())
+    /// A Parse without a name, or a simple query, makes the backend's unnamed statement this session's; so does a Close of
+    /// it, which leaves none. The note undoes
+    /// that if the server does not get to it.
+    fn note_unnamed(&mut self, header: Header, sides: &mut Sides<'_>) -> Option<Box<Note>> {
+        let parse = is_unnamed_parse(header, sides.up.unread())
+            || is_unnamed_close(header, sides.up.unread());
+        if header.tag == b'B'
+            && let Unnamed::Kept(_, effects) = &sides.memory.unnamed
+            && effects.contains(Effects::MAY_SET)
+        {
+            // The name may be an argument. A Bind of another statement costs a question in vain.
+            self.note_effects(*effects);
+            self.note_custom(sides.up.unread().get(..header.frame_len()));
+        }
+        if !parse && header.tag != b'Q' {
+            return None;
+        }
+        let before = std::mem::take(&mut sides.memory.unnamed);
+        // With nothing before it a simple query can't be skipped, and it drops the unnamed statement even if it fails.
+        let certain = !parse && self.replies.is_settled();
+        self.unnamed_here = true;
+        self.state.pins.remove(PinReason::UnnamedStatement);
+        (!certain).then(|| {
+            Box::new(Note {
+                replaced_unnamed: Some(before),
+                ..Note::default()
+            })
+        })
+    }
+
+    /// The function call protocol names functions by number: the large objects' own are known, any other may do anything.
+    fn note_function(&mut self, frame: &[u8]) {
+        let oid = frame[HEADER_LEN..]
+            .first_chunk()
+            .copied()
+            .map(u32::from_be_bytes);
+        // Without a number the server calls none.
+        if oid.is_some_and(|oid| !is_large_object_function(oid)) {
+            self.pin(PinReason::FunctionCall);
+        }
     }
 
     /// The unnamed statement was prepared on another backend, or never: prepare it here, or make sure that nobody
     /// else's is used.
     fn bring_unnamed(&mut self, sides: &mut Sides<'_>) {
         self.unnamed_here = true;
-        if let Unnamed::Kept(parse) = sides.unnamed {
-            sides.up.insert(parse);
-            self.replies.push(Expect::Parse, ReplyAction::Skip);
-        } else {
-            sides.up.insert(CLOSE_UNNAMED);
-            self.replies.push(Expect::Close, ReplyAction::Skip);
+        let note = Box::new(Note {
+            replaced_unnamed: Some(Unnamed::None),
+            ..Note::default()
+        });
+        match std::mem::take(&mut sides.memory.unnamed) {
+            Unnamed::Kept(parse, effects) => {
+                sides.up.insert(&parse);
+                self.note_effects(effects);
+                if effects.contains(Effects::MAY_SET) {
+                    self.note_custom(Some(&parse));
+                }
+                sides.memory.unnamed = Unnamed::Kept(parse.clone(), effects);
+                let note = Box::new(Note {
+                    replaced_unnamed: Some(Unnamed::Kept(parse, effects)),
+                    ..*note
+                });
+                self.replies
+                    .push_noted(Expect::Parse, ReplyAction::Skip, Some(note));
+            }
+            Unnamed::None | Unnamed::TooLong => {
+                sides.up.insert(CLOSE_UNNAMED);
+                self.replies
+                    .push_noted(Expect::Close, ReplyAction::Skip, Some(note));
+            }
         }
     }
 
-    fn on_told(&mut self, told: Told) {
+    fn on_told(&mut self, told: Told, whole: Option<&[u8]>, asks: &mut bool) {
         let effects = match told {
             Told::Text(effects) => effects,
             Told::Named(effects) => {
-                self.pins.insert(PinReason::NamedStatement);
+                self.pin(PinReason::NamedStatement);
                 effects
             }
         };
-        self.pins.insert_effects(effects);
+        self.note_effects(effects);
+        self.note_sequences(effects, whole, asks);
+        if effects.contains(Effects::MAY_SET) {
+            self.note_custom(whole);
+        }
     }
+}
+
+/// The functions of libpq's large object interface (src/include/catalog/pg_proc.dat), which leave nothing behind.
+fn is_large_object_function(oid: u32) -> bool {
+    matches!(oid, 715 | 764 | 765 | 952..=958 | 964 | 1004 | 3170..=3172 | 3457..=3460)
+}
+
+/// A message after which there is another unnamed statement, or none.
+pub(in crate::session) fn replaces_unnamed(header: Header, frame: &[u8]) -> bool {
+    header.tag == b'Q' || is_unnamed_parse(header, frame) || is_unnamed_close(header, frame)
 }
 
 fn is_unnamed_parse(header: Header, frame: &[u8]) -> bool {
     header.tag == b'P' && frame.get(HEADER_LEN) == Some(&0)
+}
+
+fn is_unnamed_close(header: Header, frame: &[u8]) -> bool {
+    header.tag == b'C' && frame.get(HEADER_LEN..HEADER_LEN + 2) == Some(b"S\0")
 }
 
 /// What a request's text says about statement mode: true if it opens a transaction block.
@@ -145,7 +256,7 @@ pub(in crate::session) fn opens_transaction(frame: &[u8]) -> bool {
         return false;
     }
     let (mut reader, mut unnamed) = (RequestReader::default(), Unnamed::default());
-    reader.begin(header, &mut unnamed);
+    reader.begin(header, StatementReader::default(), &mut unnamed);
     match reader.read(&frame[..header.frame_len()], true, &mut unnamed) {
         Some(Told::Text(effects) | Told::Named(effects)) => effects.contains(Effects::TRANSACTION),
         None => false,

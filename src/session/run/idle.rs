@@ -4,7 +4,8 @@ use super::{Session, Waited};
 use crate::error::SqlState;
 use crate::pool::BorrowError;
 use crate::session::close::{CloseReason, error_message, obey_idle, violation};
-use crate::session::requests::{Next, look};
+use crate::session::relay::replaces_unnamed;
+use crate::session::requests::{Next, Unnamed, look};
 use crate::session::roster::Phase;
 use crate::tls::Stream;
 use crate::wire::encode;
@@ -28,8 +29,9 @@ impl Session {
         }
         loop {
             match self.next_request() {
-                Ok(true) => return Poll::Ready(Ok(())),
-                Ok(false) => {}
+                // What it was answered before goes out before what it is answered next.
+                Ok(true) if self.outbox.is_empty() => return Poll::Ready(Ok(())),
+                Ok(_) => {}
                 Err(end) => return Poll::Ready(Err(end)),
             }
             if self.poll_outbox(cx).is_err() {
@@ -38,6 +40,9 @@ impl Session {
             // A client that does not read its answers is not read either.
             if !self.outbox.is_empty() {
                 return Poll::Pending;
+            }
+            if matches!(self.next_request(), Ok(true)) {
+                return Poll::Ready(Ok(()));
             }
             self.up.shrink();
             if let Stream::Plain(socket) = &self.stream
@@ -90,12 +95,13 @@ impl Session {
                 Next::Frame { header, .. } => header,
             };
             match header.tag {
-                b'S' => {
+                b'S' if header.body_len == 0 || self.refusing => {
                     self.refusing = false;
                     encode::ready_for_query(&mut self.outbox, b'I');
                 }
                 // Outside COPY these mean nothing (src/backend/tcop/postgres.c: accepted and ignored).
-                b'H' | b'd' | b'c' | b'f' => {}
+                b'H' if header.body_len == 0 => {}
+                b'd' | b'c' | b'f' => {}
                 _ if self.refusing => {}
                 _ => return Ok(self.has_come(header)),
             }
@@ -114,6 +120,10 @@ impl Session {
         let Ok(Next::Frame { header, .. }) = look(self.up.unread()) else {
             return;
         };
+        // A query or Parse that fails leaves no unnamed statement.
+        if replaces_unnamed(header, self.up.unread()) {
+            self.memory.unnamed = Unnamed::None;
+        }
         error.encode(&mut self.outbox);
         self.skipping = header.frame_len();
         if matches!(header.tag, b'Q' | b'F') {

@@ -54,7 +54,7 @@ impl Watch {
                 client: &mut session.stream,
                 conn: lease.conn(),
                 up: &mut session.up,
-                unnamed: &mut session.unnamed,
+                memory: &mut session.memory,
             };
             let polled = relay.poll(&mut sides, cx);
             let status = sides.conn.status;
@@ -63,7 +63,8 @@ impl Watch {
                 count => session.metrics.queries(count),
             }
             let at_rest = relay.is_at_rest(&session.up);
-            self.note_phase(at_rest, status, session, &pool);
+            let awaits_client = relay.awaits_client(&session.up);
+            self.note_phase(at_rest, awaits_client, status, session, &pool);
             if let Poll::Ready(end) = polled {
                 return Poll::Ready(Ended::Relay(end));
             }
@@ -76,8 +77,17 @@ impl Watch {
         .await
     }
 
-    fn note_phase(&mut self, at_rest: bool, status: TxStatus, session: &Session, pool: &Arc<Pool>) {
+    fn note_phase(
+        &mut self,
+        at_rest: bool,
+        awaits_client: bool,
+        status: TxStatus,
+        session: &Session,
+        pool: &Arc<Pool>,
+    ) {
         let phase = match (at_rest, status) {
+            // Nothing runs: a client that stalls here is idle in a transaction.
+            (false, _) if awaits_client => Phase::InTransaction,
             (false, _) => Phase::Active,
             (true, TxStatus::Idle) => Phase::Pinned,
             (true, _) => Phase::InTransaction,

@@ -22,7 +22,7 @@ async fn a_day(format: &str) -> (Proxy, Database, String) {
     // A login and a pin.
     let login = RawClient::login(proxy.address, &db.name, &role, "secret", &[]);
     let mut client = login.await;
-    client.query("set work_mem = '8MB'").await;
+    client.query("listen somebody").await;
     client.query("select 1").await;
     // A discard and a close: half a message, and gone.
     client.send(&frames::query("select 2")[..8]).await;
@@ -79,7 +79,7 @@ async fn as_json() {
     let pinned = the("session pinned");
     assert_eq!(
         (&pinned["reason"], &pinned["client"]),
-        (&"settings".into(), &login["client"])
+        (&"listen".into(), &login["client"])
     );
     let discarded = the("backend closed");
     assert_eq!(discarded["reason"], "client_left");
@@ -108,7 +108,7 @@ async fn as_text() {
             "client logged in",
             vec![&role, &db.name, "tls=false", "from=127.0.0.1"],
         ),
-        ("session pinned", vec!["reason=\"settings\"", "advice="]),
+        ("session pinned", vec!["reason=\"listen\"", "advice="]),
         ("backend closed", vec!["reason=\"client_left\""]),
         ("client closed", vec!["reason=\"client_gone\""]),
     ] {

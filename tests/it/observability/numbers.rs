@@ -239,7 +239,6 @@ async fn pins_are_counted_by_reason_and_end() {
     let proxy = proxy().start().await;
     let pinned = "pgsluice_database_connections_session_pinned";
     for (reason, sql) in [
-        ("settings", "set work_mem = '8MB'"),
         ("listen", "listen somebody"),
         ("temp_object", "create temp table mine (x int)"),
         ("advisory_lock", "select pg_advisory_lock(1)"),

@@ -3,15 +3,16 @@
 use super::{Database, Proxy, RawClient, database, proxy, text};
 use crate::support::frames::{column, parse, sync, terminate};
 
-/// What there is to see in a session, as one row of text. (A setting of the application's own that was reset is '', in
+/// What there is to see in a session, as one row of text, but for the statements that all sessions share. (A setting of the application's own that was reset is '', in
 /// PostgreSQL too.)
 const LOOK: &str = "SELECT concat_ws(' | ',
     current_setting('work_mem'), current_setting('application_name'), current_setting('search_path'),
     current_setting('TimeZone'), nullif(current_setting('app.user', true), ''), current_user, session_user,
-    (SELECT count(*) FROM pg_prepared_statements),
+    (SELECT count(*) FROM pg_prepared_statements WHERE name NOT LIKE 'pgsluice\\_%'),
     (SELECT count(*) FROM pg_cursors WHERE name <> ''),
     (SELECT count(*) FROM pg_listening_channels()),
-    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'),
+    (SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+        WHERE locktype = 'advisory' AND datname = current_database()),
     to_regclass('pg_temp.mine'), current_setting('role'),
     current_setting('default_transaction_read_only'), current_setting('statement_timeout'))";
 

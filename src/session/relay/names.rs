@@ -1,0 +1,266 @@
+//! Names of prepared statements on their way to the backend: a client's name becomes the shared statement's, and the
+//! statement is prepared there first if it is not.
+//!
+//! Where the backend has a statement that the client prepares, or keeps one that the client closes, it is sent a Close of
+//! a statement that nobody has instead: that is answered in the same place, with a message of the same shape, and it is
+//! skipped after an error as the client's own message would have been.
+
+use super::{Relay, Scan, Sides};
+use crate::backend::connection::BackendConnection;
+use crate::backend::prepared::StatementId;
+use crate::session::prepared::{
+    Name, Named, Note, PARSE_LEN_MAX, Statement, close_message, named, parse_message, renamed_front,
+};
+use crate::session::relay::Hold;
+use crate::session::replies::{Expect, ReplyAction};
+use crate::session::requests::Unnamed;
+use crate::session::statement::Effects;
+use crate::wire::flow::Flow;
+use crate::wire::frame::{HEADER_LEN, Header};
+use crate::wire::from_backend::TxStatus;
+use bytes::BytesMut;
+use std::sync::Arc;
+
+/// The tag of ParseComplete, which has the shape of CloseComplete.
+const PARSE_COMPLETE: u8 = b'1';
+
+/// No statement has it.
+const NOBODY: StatementId = StatementId(0);
+
+/// What became of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Translated {
+    /// Nothing: it goes as it came.
+    Untouched,
+    /// It must come whole first.
+    Incomplete,
+    /// It is on its way, all of it.
+    Whole,
+    /// Its front is on its way; this many bytes of it follow as they come.
+    Front(usize),
+}
+
+impl Relay {
+    /// Translates the frame at the front of what has come, if it names a statement that is shared.
+    pub(super) fn translate(
+        &mut self,
+        header: Header,
+        expect: Option<Expect>,
+        sides: &mut Sides<'_>,
+    ) -> Scan<Translated> {
+        if !matches!(header.tag, b'P' | b'B' | b'D' | b'C')
+            || self.hold == Hold::Session
+            || !sides.conn.prepared.is_enabled()
+        {
+            return Ok(Translated::Untouched);
+        }
+        // Shared statements are read as most clients' are.
+        let cannot_be_shared =
+            header.tag == b'P' && (header.frame_len() > PARSE_LEN_MAX || !self.plain_strings);
+        Ok(match named(header, sides.up.unread()) {
+            Named::No => Translated::Untouched,
+            _ if cannot_be_shared => Translated::Untouched,
+            Named::Incomplete => Translated::Incomplete,
+            Named::Use { name, .. } | Named::Parse { name, .. } if self.is_closing(name) => {
+                Translated::Incomplete
+            }
+            Named::Parse { name, body } => {
+                let (name, body) = (Name::from(name), body.to_vec());
+                self.parse(header, name, &body, sides)
+            }
+            Named::Use { before, name } => {
+                let Some(statement) = sides.memory.names.find(name).cloned() else {
+                    // Not prepared by the protocol: by SQL, or not at all. The server knows.
+                    return Ok(Translated::Untouched);
+                };
+                let (before, name) = (before.to_vec(), Name::from(name));
+                if header.tag == b'C' {
+                    self.close(header, name, statement, sides)
+                } else {
+                    let expect = expect.unwrap_or(Expect::Describe);
+                    self.use_statement(header, expect, &before, (name, statement), sides)
+                }
+            }
+        })
+    }
+
+    /// A Close of the name is in flight, in a batch that may yet fail.
+    fn is_closing(&self, name: &[u8]) -> bool {
+        let closes =
+            |note: &Note| (note.unnamed.as_ref()).is_some_and(|(closed, _)| **closed == *name);
+        self.replies.is_uncertain(closes)
+    }
+
+    fn parse(
+        &mut self,
+        header: Header,
+        name: Name,
+        body: &[u8],
+        sides: &mut Sides<'_>,
+    ) -> Translated {
+        if sides.memory.names.is_full() {
+            return Translated::Untouched;
+        }
+        sides.up.remove(header.frame_len());
+        if let Some(existing) = sides.memory.names.find(&name).cloned() {
+            // Refused by the server in its own words, so that the batch and the transaction fail as they would.
+            self.bring(&existing, sides.conn, sides.up);
+            sides.up.insert(&parse_message(existing.id, body));
+            let note = Note {
+                used: Some((name, existing)),
+                ..Note::default()
+            };
+            self.send_noted(Expect::Parse, ReplyAction::Forward, note);
+            return Translated::Whole;
+        }
+        let scope = scope_of(sides);
+        let statement = sides.memory.statements.intern(body, &scope);
+        sides.memory.names.insert(name.clone(), statement.clone());
+        let mut note = Note {
+            named: Some(name),
+            ..Note::default()
+        };
+        let here = sides.conn.prepared.touch(statement.id);
+        if here && sides.conn.status != TxStatus::Failed {
+            sides.up.insert(&close_message(NOBODY));
+            let action = ReplyAction::Retag(PARSE_COMPLETE);
+            self.send_noted(Expect::Close, action, note);
+            return Translated::Whole;
+        }
+        if here {
+            // A failed transaction refuses most statements when they are prepared: the server shall say which.
+            self.evict(statement.id, sides.conn, sides.up);
+        }
+        self.make_room(statement.id, sides.conn, sides.up);
+        sides
+            .up
+            .insert(&parse_message(statement.id, &statement.body));
+        note.prepared = Some(statement.id);
+        self.send_noted(Expect::Parse, ReplyAction::Forward, note);
+        Translated::Whole
+    }
+
+    /// Close: the backend keeps the statement, for others.
+    fn close(
+        &mut self,
+        header: Header,
+        name: Name,
+        statement: Arc<Statement>,
+        sides: &mut Sides<'_>,
+    ) -> Translated {
+        sides.memory.names.remove(&name);
+        sides.up.remove(header.frame_len());
+        sides.up.insert(&close_message(NOBODY));
+        let note = Note {
+            unnamed: Some((name, statement)),
+            ..Note::default()
+        };
+        self.send_noted(Expect::Close, ReplyAction::Forward, note);
+        Translated::Whole
+    }
+
+    /// Bind, Describe.
+    fn use_statement(
+        &mut self,
+        header: Header,
+        expect: Expect,
+        before: &[u8],
+        (name, statement): (Name, Arc<Statement>),
+        sides: &mut Sides<'_>,
+    ) -> Translated {
+        self.before_statement(statement.effects, sides);
+        self.note_effects(statement.effects);
+        self.note_sequences(
+            statement.effects,
+            Some(&statement.body),
+            &mut sides.memory.reads_sequences,
+        );
+        if statement.effects.contains(Effects::MAY_SET) {
+            self.note_custom_of(&statement);
+            self.note_custom(sides.up.unread().get(..header.frame_len()));
+        }
+        self.bring(&statement, sides.conn, sides.up);
+        let came = HEADER_LEN + before.len() + name.len() + 1;
+        let front = renamed_front(header, before, &name, statement.id);
+        sides.up.remove(came);
+        sides.up.insert(&front);
+        let note = Note {
+            used: Some((name, statement)),
+            ..Note::default()
+        };
+        self.send_noted(expect, ReplyAction::Forward, note);
+        Translated::Front(header.frame_len() - came)
+    }
+
+    /// Prepares a statement on the backend if it is not there.
+    fn bring(&mut self, statement: &Statement, conn: &mut BackendConnection, up: &mut Flow) {
+        if conn.prepared.touch(statement.id) {
+            return;
+        }
+        self.make_room(statement.id, conn, up);
+        up.insert(&parse_message(statement.id, &statement.body));
+        let note = Note {
+            prepared: Some(statement.id),
+            ..Note::default()
+        };
+        self.send_noted(Expect::Parse, ReplyAction::Skip, note);
+    }
+
+    fn make_room(&mut self, id: StatementId, conn: &mut BackendConnection, up: &mut Flow) {
+        if let Some(least_used) = conn.prepared.insert(id) {
+            self.evict(least_used, conn, up);
+        }
+    }
+
+    fn evict(&mut self, id: StatementId, conn: &mut BackendConnection, up: &mut Flow) {
+        conn.prepared.remove(id);
+        up.insert(&close_message(id));
+        let note = Note {
+            evicted: Some(id),
+            ..Note::default()
+        };
+        self.send_noted(Expect::Close, ReplyAction::Skip, note);
+    }
+
+    fn send_noted(&mut self, expect: Expect, action: ReplyAction, note: Note) {
+        self.replies
+            .push_noted(expect, action, Some(Box::new(note)));
+    }
+
+    /// What messages were to change that the server has not carried out.
+    pub(super) fn undo_changes(&mut self, sides: &mut Sides<'_>) {
+        for note in self.replies.take_undone() {
+            if let Some(id) = note.prepared {
+                sides.conn.prepared.remove(id);
+            }
+            if let Some(id) = note.evicted {
+                sides.conn.prepared.restore(id);
+            }
+            if let Some(name) = note.named {
+                sides.memory.names.remove(&name);
+            }
+            if let Some((name, statement)) = note.unnamed {
+                sides.memory.names.insert(name, statement);
+            }
+            if let Some(before) = note.replaced_unnamed {
+                // A Parse that fails leaves no unnamed statement; one that is skipped leaves the one before.
+                sides.memory.unnamed = if note.failed { Unnamed::None } else { before };
+                self.unnamed_here = false;
+            }
+        }
+    }
+}
+
+/// What else decides what a text means: the same text prepared under another search_path or role is another statement.
+fn scope_of(sides: &Sides<'_>) -> BytesMut {
+    let mut scope = BytesMut::new();
+    for (name, value) in sides.memory.settings.iter() {
+        if matches!(name, "search_path" | "role" | "session_authorization") {
+            scope.extend_from_slice(name.as_bytes());
+            scope.extend_from_slice(b"=");
+            scope.extend_from_slice(value.as_bytes());
+            scope.extend_from_slice(b"\0");
+        }
+    }
+    scope
+}

@@ -1,0 +1,256 @@
+//! What a session has left on its backend, settled before the backend goes: asked for, taken over, or a reason to keep it.
+
+use super::down::Done;
+use super::{Hold, Relay, Sides};
+use crate::backend::connection::BackendConnection;
+use crate::backend::settings::Settings;
+use crate::session::custom::dotted_names;
+use crate::session::pin::{PinReason, PinReasons};
+use crate::session::prepared::Statement;
+use crate::session::replies::Expect;
+use crate::session::requests::Unnamed;
+use crate::session::statement::Effects;
+use crate::session::survey::{self, Survey};
+use crate::wire::from_backend::TxStatus;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A session that stays pinned is surveyed again after this, at the end of a transaction: not every end of a reason shows.
+const SURVEY_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is known, and not yet known, of a session's state on its backend.
+#[derive(Debug, Default)]
+pub(super) struct StateLeft {
+    /// Reasons to keep the backend.
+    pub(super) pins: PinReasons,
+    told: PinReasons,
+    verified: PinReasons,
+    /// Those that came up after the survey was sent: it can't have seen them.
+    since_survey: PinReasons,
+    /// Run-time parameters may have been changed.
+    pub(super) settings_touched: bool,
+    /// Something that pins may be gone.
+    may_release: bool,
+    /// Custom parameters that may have been changed.
+    custom: BTreeSet<String>,
+    /// What was changed went by in pieces: the names are not known.
+    unknown: bool,
+    surveyed_at: Option<Instant>,
+    /// Some of what the session should have set has been reset.
+    restore: bool,
+    /// DISCARD ALL has run; its ReadyForQuery has not come yet.
+    discarding: bool,
+}
+
+impl StateLeft {
+    /// Something may have been left that only DISCARD ALL surely takes away.
+    pub(super) fn is_clean(&self) -> bool {
+        self.pins.is_empty() && !self.settings_touched && !self.restore
+    }
+
+    fn wants_survey(&self) -> bool {
+        let again = || {
+            let due = |at: Instant| at.elapsed() >= SURVEY_AGAIN;
+            self.may_release || self.pins != self.verified || self.surveyed_at.is_none_or(due)
+        };
+        self.settings_touched || (self.pins.contains_any(&survey::SURVEYED) && again())
+    }
+}
+
+impl Relay {
+    /// Reasons to keep the backend that have come up since the last call.
+    pub(in crate::session) fn new_pins(&mut self) -> impl Iterator<Item = PinReason> + use<> {
+        let told = std::mem::replace(&mut self.state.told, self.state.pins);
+        let new = self.state.pins;
+        new.iter().filter(move |reason| !told.contains(*reason))
+    }
+
+    /// Reasons to keep the backend.
+    pub(in crate::session) fn pins(&self) -> PinReasons {
+        self.state.pins
+    }
+
+    /// What runs, or has been prepared to run, may leave this behind.
+    pub(super) fn note_effects(&mut self, effects: Effects) {
+        self.state.settings_touched |= effects.contains(Effects::MAY_SET);
+        self.state.may_release |= effects.contains(Effects::MAY_RELEASE);
+        self.state.pins.insert_effects(effects);
+        self.state.since_survey.insert_effects(effects);
+    }
+
+    /// A reason to keep the backend has come up.
+    pub(super) fn pin(&mut self, reason: PinReason) {
+        self.state.pins.insert(reason);
+        self.state.since_survey.insert(reason);
+    }
+
+    /// A message that changes run-time parameters passes: `frame` is all of it, or not known.
+    pub(super) fn note_custom(&mut self, frame: Option<&[u8]>) {
+        match frame {
+            Some(frame) => self.state.custom.extend(dotted_names(frame)),
+            None => self.state.unknown = true,
+        }
+    }
+
+    /// A shared statement that changes run-time parameters is bound.
+    pub(super) fn note_custom_of(&mut self, statement: &Statement) {
+        self.state.custom.extend(statement.custom.iter().cloned());
+    }
+
+    /// The server's own words about what is left, beside what the text told.
+    pub(in crate::session) fn note_state_left(&mut self, conn: &BackendConnection) {
+        if self.hold == Hold::Session {
+            self.state.pins.insert(PinReason::SessionMode);
+        }
+        if conn.parameters != self.parameters {
+            self.state.settings_touched = true;
+        }
+    }
+
+    /// The backend can be lent to somebody else as it is.
+    pub(in crate::session) fn is_clean(&self) -> bool {
+        self.state.is_clean()
+    }
+
+    /// Nothing keeps the backend, as far as is known.
+    pub(super) fn may_go(&self, sides: &Sides<'_>) -> bool {
+        self.hold != Hold::Session
+            && self.state.is_clean()
+            && sides.conn.status == TxStatus::Idle
+            && self.is_at_rest(sides.up)
+    }
+
+    /// What the session has set may have been reset, and is set again before its next request is looked at. (RESET goes
+    /// back to what the login asked for, which is no default of the backend's.)
+    pub(super) fn holds_client(&self, sides: &Sides<'_>) -> bool {
+        let settling = self.survey.is_some() || self.state.restore || self.restoring;
+        settling && !sides.memory.startup.is_empty() && self.requests.at_boundary()
+    }
+
+    /// Notifications are the client's.
+    pub(super) fn may_listen(&self) -> bool {
+        self.hold == Hold::Session || self.state.pins.contains(PinReason::Listen)
+    }
+
+    /// Asks the server, or tells it, what must be settled before the backend can go; true while that is under way.
+    pub(super) fn settle_state(&mut self, sides: &mut Sides<'_>) -> bool {
+        if matches!(sides.memory.unnamed, Unnamed::TooLong) && self.unnamed_here {
+            self.state.pins.insert(PinReason::UnnamedStatement);
+        }
+        if self.hold == Hold::Session {
+            return false;
+        }
+        if self.state.wants_survey() {
+            let known = sides.memory.settings.iter().map(|(name, _)| name);
+            let custom = self.state.custom.iter().map(String::as_str);
+            let names: BTreeSet<&str> = known
+                .filter(|name| name.contains('.'))
+                .chain(custom)
+                .collect();
+            let sql = survey::sql(names.into_iter());
+            self.insert_query(&sql, Expect::Survey, sides.up);
+            self.unnamed_here = false; // it is a simple query
+            self.survey = Some(Survey::default());
+            self.state.surveyed_at = Some(Instant::now());
+            self.state.since_survey = PinReasons::default();
+            self.state.settings_touched = false;
+            self.state.may_release = false;
+            return true;
+        }
+        if std::mem::take(&mut self.state.restore) {
+            let settings = sides.memory.settings.clone();
+            self.restoring = self.replay(&settings, sides.conn, sides.up);
+            self.unnamed_here &= !self.restoring;
+            return self.restoring;
+        }
+        false
+    }
+
+    /// The survey's answer is complete.
+    pub(super) fn finish_survey(&mut self, sides: &mut Sides<'_>) {
+        let Some(survey) = self.survey.take() else {
+            return;
+        };
+        match survey.finish(sides.conn.login_role()) {
+            Some(found) => {
+                let pins = &mut self.state.pins;
+                pins.replace_surveyed(&survey::SURVEYED, found.left);
+                self.learn_settings(found.settings, sides);
+            }
+            None => self.state.pins.insert(PinReason::Settings),
+        }
+        self.state.verified = self.state.pins;
+        self.state.pins.insert_all(self.state.since_survey);
+    }
+
+    /// What the server says is set is what the session has set; what it asked for at login and is not there any more has
+    /// been reset, and RESET goes back to the login's values.
+    fn learn_settings(&mut self, found: Settings, sides: &mut Sides<'_>) {
+        self.parameters = sides.conn.parameters.clone();
+        let memory = &mut *sides.memory;
+        // RESET leaves a custom parameter empty.
+        let found = found.without_empty(&memory.startup);
+        if self.state.unknown || (found.has_role() && !memory.startup.is_within(&found)) {
+            // Not all that is set is known, or shown to another role.
+            self.state.pins.insert(PinReason::Settings);
+            return;
+        }
+        memory.settings = found.with_defaults(&memory.startup);
+        self.state.restore = memory.settings != found;
+        sides.conn.applied = Some(found);
+    }
+
+    /// A statement of the client's is done. `last`: nothing is in flight behind it.
+    pub(super) fn on_done(&mut self, done: Done, last: bool, sides: &mut Sides<'_>) {
+        match done {
+            Done::Other => {}
+            Done::MayRelease => self.state.may_release = true,
+            Done::DeallocateAll => {
+                self.forget_statements(sides);
+                self.state.may_release = true;
+            }
+            Done::DiscardAll => {
+                self.forget_statements(sides);
+                sides.conn.was_discarded_but_for_statements();
+                sides.memory.settings = sides.memory.startup.clone();
+                self.state.discarding = true;
+                self.state.restore = true;
+                if last {
+                    self.state.unknown = false;
+                    self.state.pins.keep_only_lasting();
+                    self.state.settings_touched = false;
+                } else {
+                    // What is in flight may set something anew: the server will tell.
+                    self.state.settings_touched = true;
+                    self.state.may_release = true;
+                }
+            }
+        }
+    }
+
+    /// What DISCARD ALL has reset has been reported by the time it is ready (src/backend/utils/misc/guc.c:
+    /// `ReportChangedGUCOptions` runs before ReadyForQuery).
+    pub(super) fn on_idle_after_discard(&mut self, sides: &mut Sides<'_>) {
+        if self.state.discarding && sides.conn.status == TxStatus::Idle {
+            self.state.discarding = false;
+            self.parameters = sides.conn.parameters.clone();
+        }
+    }
+
+    /// Every statement is gone from the backend and from the client's names, but for those in flight.
+    fn forget_statements(&mut self, sides: &mut Sides<'_>) {
+        let names = &mut sides.memory.names;
+        let kept: Vec<_> = (self.replies.notes())
+            .filter_map(|note| note.named.as_ref())
+            .filter_map(|name| Some((name.clone(), names.find(name)?.clone())))
+            .collect();
+        names.clear();
+        kept.into_iter()
+            .for_each(|(name, statement)| names.insert(name, statement));
+        sides.conn.prepared.clear();
+        for id in self.replies.notes().filter_map(|note| note.prepared) {
+            sides.conn.prepared.restore(id);
+        }
+    }
+}
