@@ -204,6 +204,15 @@ impl ConnectError {
         }
     }
 
+    /// The server has no connection free.
+    pub fn is_server_full(&self) -> bool {
+        match self {
+            ConnectError::Server(error) => error.code == SqlState::TOO_MANY_CONNECTIONS,
+            ConnectError::At { source, .. } => source.is_server_full(),
+            _ => false,
+        }
+    }
+
     fn at(self, server: &Server) -> Self {
         match self {
             // The server's own words need no frame.

@@ -116,31 +116,28 @@ impl Lease {
         };
         self.pool.metrics().borrowed(-1);
         if object.expired() {
-            self.close(object, DiscardReason::Lifetime);
+            Self::close(object, DiscardReason::Lifetime);
             return;
         }
         if self.pool.is_stopping() {
-            self.close(object, DiscardReason::Draining);
+            Self::close(object, DiscardReason::Draining);
             return;
         }
-        object.set_state(BackendState::Idle);
-        drop(object);
-        self.pool.returned();
+        self.pool.put_back(object);
     }
 
     /// Closes the backend.
     pub fn discard(mut self, reason: DiscardReason) {
         if let Some(object) = self.object.take() {
             self.pool.metrics().borrowed(-1);
-            self.close(object, reason);
+            Self::close(object, reason);
         }
     }
 
-    fn close(&self, mut object: Object<BackendManager>, reason: DiscardReason) {
+    fn close(mut object: Object<BackendManager>, reason: DiscardReason) {
         object.discard = reason;
-        // Its drop closes the connection; the permit is free when the server has closed its end.
+        // Its drop closes the connection; when the server has closed its end the permit is free and calls who waits.
         drop(Object::take(object));
-        self.pool.returned();
     }
 }
 
@@ -148,7 +145,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(object) = self.object.take() {
             self.pool.metrics().borrowed(-1);
-            self.close(object, DiscardReason::Dropped);
+            Self::close(object, DiscardReason::Dropped);
         }
     }
 }

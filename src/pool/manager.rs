@@ -1,6 +1,6 @@
 //! deadpool's manager: makes backends and looks at them before they are lent again.
 
-use super::gate::{Eviction, Gate, Permit};
+use super::gate::{Eviction, Gate, Member, Permit, Refusal};
 use super::lease::DiscardReason;
 use crate::backend::connect::{BackendLogin, ConnectError, Server, connect};
 use crate::backend::connection::BackendConnection;
@@ -27,6 +27,8 @@ const CLOSE_WATCHED: Duration = Duration::from_secs(30);
 pub(super) struct BackendManager {
     pub(super) key: PoolKey,
     pub(super) gate: Arc<Gate>,
+    /// The pool, as the gate knows it.
+    pub(super) member: Arc<Member>,
     pub(super) recipe: Arc<Recipe>,
     pub(super) metrics: Arc<PoolMetrics>,
 }
@@ -64,9 +66,9 @@ impl Recipe {
 /// Why no backend was made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CreateError {
-    /// The bound is reached.
+    /// The bound is reached, or the server full.
     #[error("all database connections are in use")]
-    NoPermit,
+    NoPermit(Refusal),
     /// There is no secret for the role.
     #[error("no secret for role {0:?}")]
     NoSecret(crate::ids::Role),
@@ -158,18 +160,29 @@ impl Manager for BackendManager {
 
     /// Cancel-safe: if nobody waits for the connection any more when it is made, it is closed in order.
     async fn create(&self) -> Result<Pooled, CreateError> {
-        let permit = self.gate.try_permit().ok_or(CreateError::NoPermit)?;
+        let permit = self
+            .gate
+            .try_permit(&self.member)
+            .map_err(CreateError::NoPermit)?;
         let (done, made) = oneshot::channel();
         let gauge = Arc::new(Mutex::new(self.metrics.connection()));
         let task = connect_pooled(self.key.clone(), self.recipe.clone(), permit, gauge);
-        let metrics = self.metrics.clone();
+        let (metrics, gate) = (self.metrics.clone(), self.gate.clone());
+        let member = self.member.clone();
         self.recipe.runtime.spawn(async move {
             let result = task.await;
             match &result {
-                Ok(_) => metrics.setup(true, true),
+                Ok(_) => {
+                    gate.server_accepts(&member);
+                    metrics.setup(true, true)
+                }
                 Err(CreateError::Connect(error)) => {
+                    if error.is_server_full() {
+                        gate.server_is_full(&member);
+                    }
                     metrics.setup(false, !error.means_unreachable())
                 }
+                Err(CreateError::Limit(_)) => metrics.setup(false, true),
                 // The server was not asked.
                 Err(_) => {}
             }
@@ -180,6 +193,8 @@ impl Manager for BackendManager {
     }
 
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<CreateError> {
+        // It is called for every backend that is taken out.
+        self.member.idle_gone(1);
         if pooled.expired() {
             pooled.discard = DiscardReason::Lifetime;
             return Err(RecycleError::message("lifetime"));

@@ -1,19 +1,19 @@
 //! The backends of one database and role on one target.
 //!
-//! deadpool keeps the idle ones (last in, first out, so the fewest stay warm), bounds the pool and looks at each before
-//! it is lent; the [`Gate`] of the target bounds all pools together and keeps the queue.
+//! deadpool keeps the idle ones (last in, first out, so the fewest stay warm) and looks at each before it is lent; the
+//! [`Gate`] of the target bounds this pool and all together, and keeps the queue.
 
-use super::gate::{Gate, PoolId};
+use super::gate::{Gate, Member, PoolId, Probe, Refusal, Ticket};
 use super::lease::{DiscardReason, Lease};
 use super::manager::{BackendManager, CreateError, LimitError, Pooled};
 use super::target::TargetPools;
 use crate::backend::connect::ConnectError;
 use crate::error::{ClientFacing, Fault, SqlState};
 use crate::ids::{PoolKey, Role};
-use crate::metrics::{PinGuard, PoolMetrics, TransactionGuard};
-use deadpool::managed::{self, PoolError, QueueMode, Timeouts};
+use crate::metrics::{BackendState, PinGuard, PoolMetrics, TransactionGuard};
+use deadpool::managed::{self, Object, PoolError, QueueMode, Timeouts};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -24,8 +24,8 @@ const NO_WAIT: Timeouts = Timeouts {
     recycle: None,
 };
 
-/// After the server itself had no connection free: look again soon, somebody else may have left.
-const SERVER_FULL_PAUSE: Duration = Duration::from_millis(200);
+/// How many slots a pool begins with. They follow the need: the gate is what bounds.
+const SLOTS_FIRST: usize = 8;
 
 /// Why there is no backend for a client.
 #[derive(Debug, thiserror::Error)]
@@ -113,39 +113,42 @@ impl ClientFacing for BorrowError {
 
 /// The backends of one database and role.
 pub struct Pool {
-    id: PoolId,
+    member: Arc<Member>,
     key: PoolKey,
     idle: managed::Pool<BackendManager>,
-    /// A cap for this pool alone.
-    cap: Option<usize>,
+    /// One at a time gives `idle` more slots.
+    growing: Mutex<()>,
     gate: Arc<Gate>,
     siblings: Weak<TargetPools>,
     metrics: Arc<PoolMetrics>,
     reads_sequences: AtomicBool,
 }
 
+/// What one try brought.
+enum Attempt {
+    Lent(Lease),
+    /// There is neither an idle backend nor room for another.
+    Nothing,
+    /// There is room, but the server has no connection free.
+    ServerFull,
+}
+
 impl Pool {
-    pub(super) fn new(
-        id: PoolId,
-        manager: BackendManager,
-        cap: Option<usize>,
-        siblings: Weak<TargetPools>,
-    ) -> Arc<Self> {
+    pub(super) fn new(manager: BackendManager, siblings: Weak<TargetPools>) -> Arc<Self> {
         let (key, gate) = (manager.key.clone(), manager.gate.clone());
-        let metrics = manager.metrics.clone();
-        let size = size_within(cap, gate.limit());
+        let (member, metrics) = (manager.member.clone(), manager.metrics.clone());
         #[allow(clippy::expect_used)]
         // deadpool's only error is timeouts without a runtime: none are set
         let idle = managed::Pool::builder(manager)
-            .max_size(size)
+            .max_size(SLOTS_FIRST)
             .queue_mode(QueueMode::Lifo)
             .build()
             .expect("no timeouts are set");
         Arc::new(Self {
-            id,
+            member,
             key,
             idle,
-            cap,
+            growing: Mutex::default(),
             gate,
             siblings,
             metrics,
@@ -187,23 +190,22 @@ impl Pool {
         &self.metrics
     }
 
-    /// The bound of the target has become known, or has changed.
-    pub(super) fn resize(&self, limit: usize) {
-        self.idle.resize(size_within(self.cap, Some(limit)));
-    }
-
-    /// A backend of this pool became idle, or room was made in it.
-    pub(super) fn returned(&self) {
-        self.gate.returned(self.id);
+    /// A backend goes back, and whoever waits for one is called.
+    pub(super) fn put_back(&self, object: Object<BackendManager>) {
+        object.set_state(BackendState::Idle);
+        self.member.idle_comes();
+        drop(object);
+        self.gate.returned(&self.member);
     }
 
     /// Borrows a backend: an idle one, a new one, or the next that comes back; first come, first served.
+    /// With no patience it waits for nobody else's, but for a connection of its own.
     ///
     /// Cancel-safe: dropped, it leaves the queue; a connection in the making is closed when it is made.
     pub async fn borrow(self: &Arc<Self>, patience: Duration) -> Result<Lease, BorrowError> {
         self.metrics.requested();
         let since = Instant::now();
-        let result = self.borrow_by(since + patience).await;
+        let result = self.borrow_within(patience).await;
         // Those that timed out waited longest; without them the worst hour would look like the best.
         self.metrics.borrow_waited(since.elapsed());
         result.unwrap_or_else(|| {
@@ -215,68 +217,106 @@ impl Pool {
         })
     }
 
-    /// `None` at the deadline.
-    async fn borrow_by(self: &Arc<Self>, deadline: Instant) -> Option<Result<Lease, BorrowError>> {
-        if !self.gate.has_waiters()
-            && let Some(result) = self.attempt().await.transpose()
-        {
-            return Some(result);
+    /// `None` when patience is at its end.
+    async fn borrow_within(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Option<Result<Lease, BorrowError>> {
+        let deadline = Instant::now() + patience;
+        if !self.gate.has_waiters() {
+            let attempt = self.attempt(None);
+            let first = if patience.is_zero() {
+                attempt.await
+            } else {
+                timeout_at(deadline, attempt).await.ok()?
+            };
+            match first {
+                Ok(Attempt::Lent(lease)) => return Some(Ok(lease)),
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            }
         }
         let _waiting = self.metrics.waiting();
         timeout_at(deadline, self.queue()).await.ok()
     }
 
     async fn queue(self: &Arc<Self>) -> Result<Lease, BorrowError> {
-        let ticket = self.gate.enqueue(self.id);
-        // What came free between the first look and the queue must not be missed.
-        if ticket.is_first_of_pool()
-            && let Some(lease) = self.attempt().await?
-        {
-            return Ok(lease);
+        let ticket = self.gate.enqueue(&self.member);
+        let mut probe: Option<Probe> = None;
+        // What came free between the first look and the queue must not be missed: the first of its pool tries.
+        if !ticket.is_trying() {
+            ticket.called().await;
         }
         loop {
-            ticket.called().await;
-            if let Some(lease) = self.attempt().await? {
-                return Ok(lease);
+            match self.attempt(Some(&ticket)).await? {
+                Attempt::Lent(lease) => return Ok(lease),
+                Attempt::Nothing => probe = None,
+                // Not dropped in between: that would call somebody, if only this one, to try at once.
+                Attempt::ServerFull => match &mut probe {
+                    Some(probe) => probe.renew(),
+                    None => probe = self.gate.probe(&self.member),
+                },
             }
-            ticket.pass_on();
+            ticket.sleep();
+            ticket.called_or_due(probe.as_ref()).await;
         }
     }
 
-    /// One try; `None` if there is neither an idle backend nor room for another.
-    async fn attempt(self: &Arc<Self>) -> Result<Option<Lease>, BorrowError> {
-        match self.idle.timeout_get(&NO_WAIT).await {
-            Ok(object) => Ok(Some(Lease::new(object, self.clone()))),
-            Err(PoolError::Timeout(_)) => Ok(None),
-            Err(PoolError::Backend(CreateError::NoPermit)) => {
-                self.make_room();
-                Ok(None)
-            }
-            Err(PoolError::Backend(CreateError::Connect(error))) => self.refused(error).await,
-            Err(PoolError::Backend(CreateError::NoSecret(role))) => {
-                Err(BorrowError::NoSecret(role))
-            }
-            Err(PoolError::Backend(CreateError::Limit(error))) => Err(BorrowError::Limit(error)),
-            Err(_) => Err(BorrowError::Stopping),
+    async fn attempt(self: &Arc<Self>, ticket: Option<&Ticket>) -> Result<Attempt, BorrowError> {
+        loop {
+            return match self.idle.timeout_get(&NO_WAIT).await {
+                Ok(object) => Ok(Attempt::Lent(Lease::new(object, self.clone()))),
+                Err(PoolError::Timeout(_)) => {
+                    self.grow();
+                    continue;
+                }
+                Err(PoolError::Backend(error)) => self.not_made(error, ticket),
+                Err(_) => Err(BorrowError::Stopping),
+            };
         }
     }
 
-    /// The server is full of other people's connections: ours will do, when they come back.
-    async fn refused(self: &Arc<Self>, error: ConnectError) -> Result<Option<Lease>, BorrowError> {
-        let full = error.sqlstate() == SqlState::TOO_MANY_CONNECTIONS;
-        if !full || self.gate.used() == 0 {
-            return Err(BorrowError::Connect(error));
+    fn not_made(
+        &self,
+        error: CreateError,
+        ticket: Option<&Ticket>,
+    ) -> Result<Attempt, BorrowError> {
+        match error {
+            CreateError::NoPermit(Refusal::Bound) => {
+                self.make_room(ticket);
+                Ok(Attempt::Nothing)
+            }
+            CreateError::NoPermit(Refusal::ServerFull) => Ok(Attempt::ServerFull),
+            // The server is full of other people's connections: ours will do, when they come back.
+            CreateError::Connect(error) if error.is_server_full() && self.gate.used() > 0 => {
+                tracing::warn!(pool = %self.key, %error, "the server has no connection free; waiting");
+                Ok(Attempt::ServerFull)
+            }
+            CreateError::Connect(error) => Err(BorrowError::Connect(error)),
+            CreateError::NoSecret(role) => Err(BorrowError::NoSecret(role)),
+            CreateError::Limit(error) => Err(BorrowError::Limit(error)),
+            CreateError::Stopping => Err(BorrowError::Stopping),
         }
-        tracing::warn!(pool = %self.key, %error, "the server has no connection free; waiting");
-        tokio::time::sleep(SERVER_FULL_PAUSE).await;
-        self.gate.returned(self.id);
-        Ok(None)
+    }
+
+    /// All slots are in use: more. deadpool never has to say no, and never shrinks (it would lose count of its slots):
+    /// slots are those of backends lent or being made, which the gate bounds, and of tries that are over at once.
+    fn grow(&self) {
+        let _one = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = self.idle.status();
+        // Another thread may have been here before, or somebody has let go of a slot.
+        let in_use = (status.size + status.waiting).saturating_sub(status.available);
+        if in_use >= status.max_size {
+            self.idle.resize(status.max_size * 2);
+        }
     }
 
     /// The bound is reached: an idle backend of another pool gives up its place.
-    fn make_room(&self) {
-        if let Some(target) = self.siblings.upgrade() {
-            target.evict_one(self.id);
+    fn make_room(&self, ticket: Option<&Ticket>) {
+        if let Some(ticket) = ticket
+            && let Some(target) = self.siblings.upgrade()
+        {
+            target.evict_one(self.id(), ticket);
         }
     }
 
@@ -297,6 +337,7 @@ impl Pool {
             reason.is_none()
         });
         let mut taken = result.removed;
+        self.member.idle_gone(taken.len());
         for (pooled, reason) in taken.iter_mut().zip(reasons) {
             pooled.discard = reason;
         }
@@ -307,22 +348,20 @@ impl Pool {
         self.idle.manager().recipe.stopping.load(Ordering::Relaxed)
     }
 
-    /// Backends and those in the making.
+    /// Its database connections, in whatever state.
     pub(super) fn size(&self) -> usize {
-        self.idle.status().size
+        self.member.used()
     }
 
-    /// Idle backends, about.
+    /// Idle backends.
     pub(super) fn idle_count(&self) -> usize {
-        self.idle.status().available
+        self.member.idle()
     }
 
     pub(super) fn id(&self) -> PoolId {
-        self.id
+        self.member.id()
     }
 }
 
-fn size_within(cap: Option<usize>, limit: Option<usize>) -> usize {
-    // Until the server has told its max_connections one backend is made, to ask.
-    cap.unwrap_or(usize::MAX).min(limit.unwrap_or(1))
-}
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,8 @@
 //! All pools of one target: they share its bound, and make room for each other.
 
-use super::gate::{Gate, PoolId};
+use super::gate::{Gate, Member, PoolId, Ticket};
 use super::lease::DiscardReason;
-use super::manager::{BackendManager, Recipe};
+use super::manager::{BackendManager, Pooled, Recipe};
 use super::pool::Pool;
 use crate::backend::connect::Server;
 use crate::config::{Config, MaxConnections};
@@ -114,10 +114,11 @@ impl TargetPools {
         let manager = BackendManager {
             key,
             gate,
+            member: Member::new(id, cap),
             recipe: self.recipe.clone(),
             metrics,
         };
-        Pool::new(id, manager, cap, Arc::downgrade(self))
+        Pool::new(manager, Arc::downgrade(self))
     }
 
     fn all(&self) -> Vec<Arc<Pool>> {
@@ -130,21 +131,25 @@ impl TargetPools {
     }
 
     /// Closes one idle backend of another pool than `except`: of the one with most of them.
-    pub(super) fn evict_one(&self, except: PoolId) {
-        let others = self.all().into_iter().filter(|pool| pool.id() != except);
-        let Some(richest) = others.max_by_key(|pool| pool.idle_count()) else {
-            return;
-        };
-        let Some(eviction) = self.gate.try_evict() else {
+    pub(super) fn evict_one(&self, except: PoolId, ticket: &Ticket) {
+        let Some(eviction) = ticket.try_evict() else {
             return;
         };
         // The permit comes free when the server has closed its end; until then no other backend is evicted for it.
-        if let Some(mut evicted) = richest
-            .take_idle(1, |_, _| Some(DiscardReason::Evicted))
-            .pop()
-        {
-            evicted.evicted = Some(eviction);
+        match self.take_from_richest(except) {
+            Some(mut evicted) => evicted.evicted = Some(eviction),
+            None => eviction.unused(),
         }
+    }
+
+    fn take_from_richest(&self, except: PoolId) -> Option<Pooled> {
+        let mut pools = self.all();
+        pools.retain(|pool| pool.id() != except && pool.idle_count() > 0);
+        pools.sort_by_key(|pool| std::cmp::Reverse(pool.idle_count()));
+        // Somebody may be quicker: then the next richest.
+        pools
+            .iter()
+            .find_map(|pool| pool.take_idle(1, |_, _| Some(DiscardReason::Evicted)).pop())
     }
 
     /// Looks after idle backends until the drain: closes what is dead, too old, or too many; follows the server's
@@ -168,10 +173,6 @@ impl TargetPools {
 
     fn set_limit(&self, limit: usize) {
         self.target_metrics.set_allowed(limit);
-        // Pools first: who is called by the gate must find room in its pool.
-        for pool in self.all() {
-            pool.resize(limit);
-        }
         self.gate.set_limit(limit);
     }
 

@@ -19,9 +19,11 @@ pub(super) const READY: &[u8] = b"Z\0\0\0\x05I";
 /// AuthenticationOk.
 const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 
+const CANCEL_REQUEST: &[u8] = &80_877_102u32.to_be_bytes();
+
 pub(super) struct Fixture {
     pub(super) pools: Arc<TargetPools>,
-    /// Connections the server has accepted.
+    /// Logins the server has seen.
     pub(super) accepted: Arc<AtomicUsize>,
     _drain: Drain,
     _dir: TempDir,
@@ -73,14 +75,17 @@ impl Fixture {
 
 async fn serve(listener: UnixListener, accepted: Arc<AtomicUsize>, script: Script) {
     while let Ok((stream, _)) = listener.accept().await {
-        let number = accepted.fetch_add(1, Ordering::SeqCst);
-        tokio::spawn(talk(stream, number, script));
+        tokio::spawn(talk(stream, accepted.clone(), script));
     }
 }
 
 /// Ends as the client says goodbye, or after a fatal error.
-async fn talk(mut stream: UnixStream, number: usize, script: Script) -> Option<()> {
-    read_body(&mut stream).await?;
+async fn talk(mut stream: UnixStream, accepted: Arc<AtomicUsize>, script: Script) -> Option<()> {
+    let startup = read_body(&mut stream).await?;
+    if startup.starts_with(CANCEL_REQUEST) {
+        return None;
+    }
+    let number = accepted.fetch_add(1, Ordering::SeqCst);
     answer(&mut stream, script(number, None)).await?;
     loop {
         let tag = stream.read_u8().await.ok()?;
