@@ -385,6 +385,12 @@ impl Front {
         }
     }
 
+    /// The client has taken the message that ends its login.
+    async fn welcomed(&self, stream: &mut Stream, message: &[u8]) -> bool {
+        let sent = timeout(self.config.listen.login_timeout, send(stream, message));
+        matches!(sent.await, Ok(Ok(())))
+    }
+
     /// Finds out what the server tells such a client, welcomes it, and makes the session.
     async fn start(
         &self,
@@ -421,15 +427,12 @@ impl Front {
                 return None;
             }
         };
-        let (key, cancel) = self
-            .cancels
-            .register(startup.version.has_long_cancel_keys());
-        let message = welcome(&parameters, &key);
-        let deadline = self.config.listen.login_timeout;
-        if !matches!(
-            timeout(deadline, send(&mut stream, &message)).await,
-            Ok(Ok(()))
-        ) {
+        let long_keys = startup.version.has_long_cancel_keys();
+        let (key, cancel) = self.cancels.register(long_keys);
+        if !self
+            .welcomed(&mut stream, &welcome(&parameters, &key))
+            .await
+        {
             origin.left(&startup, "client left before it was welcomed");
             return None;
         }
