@@ -13,6 +13,7 @@
 
 mod close;
 pub mod custom;
+pub mod deallocate;
 mod farewell;
 mod memory;
 pub mod params;

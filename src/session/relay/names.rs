@@ -8,6 +8,7 @@
 use super::{Relay, Scan, Sides};
 use crate::backend::connection::BackendConnection;
 use crate::backend::prepared::StatementId;
+use crate::session::deallocate::{begins_deallocate, deallocate_message, deallocated};
 use crate::session::prepared::{
     Name, Named, Note, PARSE_LEN_MAX, Statement, close_message, named, parse_message, renamed_front,
 };
@@ -48,11 +49,14 @@ impl Relay {
         expect: Option<Expect>,
         sides: &mut Sides<'_>,
     ) -> Scan<Translated> {
-        if !matches!(header.tag, b'P' | b'B' | b'D' | b'C')
+        if !matches!(header.tag, b'P' | b'B' | b'D' | b'C' | b'Q')
             || self.hold == Hold::Session
             || !sides.conn.prepared.is_enabled()
         {
             return Ok(Translated::Untouched);
+        }
+        if let Some(translated) = self.deallocate(header, sides) {
+            return Ok(translated);
         }
         // Shared statements are read as most clients' are.
         let cannot_be_shared =
@@ -138,6 +142,47 @@ impl Relay {
         note.prepared = Some(statement.id);
         self.send_noted(Expect::Parse, ReplyAction::Forward, note);
         Translated::Whole
+    }
+
+    /// SQL's DEALLOCATE of a name of the protocol's, as some drivers send it: it is carried out on the name that the
+    /// backend knows.
+    fn deallocate(&mut self, header: Header, sides: &mut Sides<'_>) -> Option<Translated> {
+        let front_len = match (header.tag, sides.up.unread().get(HEADER_LEN)) {
+            (b'Q', _) => HEADER_LEN,
+            (b'P', Some(0)) => HEADER_LEN + 1,
+            _ => return None,
+        };
+        if sides.memory.names.is_empty() || header.frame_len() > PARSE_LEN_MAX {
+            return None;
+        }
+        let text = sides.up.unread().get(front_len..)?;
+        if !begins_deallocate(text) {
+            return None;
+        }
+        let Some(text) = sides.up.unread().get(front_len..header.frame_len()) else {
+            return Some(Translated::Incomplete);
+        };
+        let name = deallocated(text.split(|&byte| byte == 0).next().unwrap_or_default())?;
+        let statement = sides.memory.names.remove(&name)?;
+        self.bring(&statement, sides.conn, sides.up);
+        let id = statement.id;
+        sides.conn.prepared.remove(id);
+        let before = std::mem::take(&mut sides.memory.unnamed);
+        self.unnamed_here = true;
+        sides.up.remove(header.frame_len());
+        sides.up.insert(&deallocate_message(header.tag, id));
+        let note = Note {
+            evicted: Some(id),
+            unnamed: Some((name, statement)),
+            replaced_unnamed: Some(before),
+            ..Note::default()
+        };
+        let expect = match header.tag {
+            b'Q' => Expect::Query,
+            _ => Expect::Parse,
+        };
+        self.send_noted(expect, ReplyAction::Forward, note);
+        Some(Translated::Whole)
     }
 
     /// Close: the backend keeps the statement, for others.

@@ -29,9 +29,10 @@ impl Relay {
         self.sequences.fresh = true;
     }
 
-    /// A text is about to be sent: the frame's bytes that have come.
-    pub(super) fn before_text(&mut self, frame: &[u8], up: &mut Flow) {
-        if !self.sequences.fresh && names_sequence_read(frame) {
+    /// A text is about to be sent: it begins the unread bytes, and is so long.
+    pub(super) fn before_text(&mut self, frame_len: usize, up: &mut Flow) {
+        let come = frame_len.min(up.unread().len());
+        if !self.sequences.fresh && names_sequence_read(&up.unread()[..come]) {
             self.before_read(up);
         }
         self.sequences.begun = true;

@@ -123,9 +123,7 @@ impl Relay {
             self.bring_unnamed(sides);
         }
         if matches!(header.tag, b'Q' | b'P') {
-            let come = sides.up.unread().len().min(header.frame_len());
-            let frame = sides.up.unread()[..come].to_vec();
-            self.before_text(&frame, sides.up);
+            self.before_text(header.frame_len(), sides.up);
         }
         let note = self.note_unnamed(header, sides);
         if header.tag == b'F' {

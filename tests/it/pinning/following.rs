@@ -190,3 +190,29 @@ async fn a_batch_that_fails_changes_no_names() {
     assert!(format!("{second:?}").contains("new"), "{second:?}");
     assert_eq!(column(&client.ready().await), ["old"]);
 }
+
+#[tokio::test]
+async fn a_statement_is_deallocated_by_sql_for_its_own_client_alone() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).start().await;
+    let (mut client, mut other) = (proxy.raw(&db).await, proxy.raw(&db).await);
+    let by_extended = [
+        parse("", "DEALLOCATE PREPARE \"s\";"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ]
+    .concat();
+    for deallocate in [query("deallocate s"), by_extended] {
+        for client in [&mut client, &mut other] {
+            assert_eq!(prepare(client, "s", "SELECT 'shared'").await, b'1');
+        }
+        let run = [bind("", "s", &[]), execute("", 0), sync()].concat();
+        let answer = client.ask(&deallocate).await;
+        assert_eq!(errors(&answer), [""; 0], "{answer:?}");
+        let answer = client.ask(&run).await;
+        assert_eq!(answer[0].sqlstate(), "26000", "{answer:?}");
+        assert_eq!(column(&other.ask(&run).await), ["shared"]);
+        other.query("DEALLOCATE s").await;
+    }
+}
