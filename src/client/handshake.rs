@@ -199,9 +199,12 @@ async fn accept_direct(socket: Socket, tls: Option<&Acceptor>) -> Result<Stream,
 /// Answers an SSLRequest: `S` and the TLS handshake, or `N` where there is no certificate, no TCP, or TLS already.
 async fn answer_ssl(stream: Stream, tls: Option<&Acceptor>) -> Result<Stream, HandshakeError> {
     match (stream, tls) {
-        (Stream::Plain(mut socket @ Socket::Tcp(_)), Some(acceptor)) => {
+        (Stream::Plain(Socket::Tcp(mut socket)), Some(acceptor)) => {
             socket.write_all(b"S").await?;
-            acceptor.accept(socket).await.map_err(HandshakeError::Tls)
+            // The state of a TLS connection takes kilobytes: not before a stranger has begun it.
+            socket.readable().await?;
+            let accepted = acceptor.accept(Socket::Tcp(socket)).await;
+            accepted.map_err(HandshakeError::Tls)
         }
         (mut stream, _) => {
             write(&mut stream, b"N").await?;
