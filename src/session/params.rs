@@ -23,6 +23,12 @@ const REMEMBERED_MAX: usize = 1024;
 
 const APPLICATION_NAME: &str = "application_name";
 
+/// Backends asked for one login: a server that restarts breaks some in a row.
+const ASK_TRIES: u32 = 3;
+
+/// How long somebody waits for a backend who could do with an old answer.
+const STALE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long the server may take to apply a client's settings.
 const APPLY_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -112,6 +118,10 @@ impl LoginParameters {
             Known::Stale(parameters) => Some(parameters),
             Known::Nothing => None,
         };
+        let patience = match known {
+            Some(_) => patience.min(STALE_PATIENCE),
+            None => patience,
+        };
         match ask_server(pool, settings, patience).await {
             Ok(parameters) => {
                 let mut all = self.lock();
@@ -125,6 +135,11 @@ impl LoginParameters {
                 // The server is busy or away; what it said last still lets a client in.
                 (Some(parameters), LoginError::Borrow(BorrowError::TimedOut { .. }))
                 | (Some(parameters), LoginError::Broken(_)) => Ok(parameters),
+                (Some(parameters), LoginError::Borrow(BorrowError::Connect(error)))
+                    if error.sqlstate() == SqlState::CONNECTION_FAILURE =>
+                {
+                    Ok(parameters)
+                }
                 _ => Err(error),
             },
         }
@@ -151,7 +166,24 @@ enum Known {
     Nothing,
 }
 
+/// Nothing of the client's runs here: if a backend breaks, another is asked.
 async fn ask_server(
+    pool: &Arc<Pool>,
+    settings: &Settings,
+    patience: Duration,
+) -> Result<Parameters, LoginError> {
+    for _ in 1..ASK_TRIES {
+        match ask_one(pool, settings, patience).await {
+            Err(LoginError::Broken(error)) => {
+                tracing::debug!(%error, "a backend broke during a login; asking another");
+            }
+            answer => return answer,
+        }
+    }
+    ask_one(pool, settings, patience).await
+}
+
+async fn ask_one(
     pool: &Arc<Pool>,
     settings: &Settings,
     patience: Duration,
