@@ -122,7 +122,7 @@ pub async fn greet(
 ) -> Result<Greeting, HandshakeError> {
     let (mut stream, direct_tls) = match first_byte(&socket).await? {
         FirstByte::None => return Ok(Greeting::Gone),
-        FirstByte::Tls => (accept_direct(socket, tls).await?, true),
+        FirstByte::Tls => (Box::pin(accept_direct(socket, tls)).await?, true),
         FirstByte::Other => (Stream::Plain(socket), false),
     };
     let mut buf = BytesMut::with_capacity(BUFFER_LEN);
@@ -140,7 +140,7 @@ pub async fn greet(
             Ok(Some(Packet::GssEncRequest)) if !buf.is_empty() => Refusal::DataAfterGssRequest,
             Ok(Some(Packet::SslRequest)) => {
                 ssl_asked = true;
-                stream = answer_ssl(stream, tls).await?;
+                stream = Box::pin(answer_ssl(stream, tls)).await?;
                 // Inside TLS there is nothing left to negotiate.
                 gss_asked |= stream.is_tls();
                 continue;
@@ -154,7 +154,7 @@ pub async fn greet(
                 Refusal::TlsRequired
             }
             Ok(Some(Packet::Startup(startup))) => {
-                negotiate(&mut stream, &startup).await?;
+                Box::pin(negotiate(&mut stream, &startup)).await?;
                 let startup = Box::new(startup);
                 return Ok(Greeting::Startup {
                     stream,
@@ -203,7 +203,7 @@ async fn answer_ssl(stream: Stream, tls: Option<&Acceptor>) -> Result<Stream, Ha
             socket.write_all(b"S").await?;
             // The state of a TLS connection takes kilobytes: not before a stranger has begun it.
             socket.readable().await?;
-            let accepted = acceptor.accept(Socket::Tcp(socket)).await;
+            let accepted = Box::pin(acceptor.accept(Socket::Tcp(socket))).await;
             accepted.map_err(HandshakeError::Tls)
         }
         (mut stream, _) => {

@@ -263,7 +263,9 @@ impl Front {
         drop(place);
         let admitted = match arrival {
             Arrival::Admitted(admitted) => admitted,
-            Arrival::Cancel(stream, request) => return self.cancel(stream, request).await,
+            Arrival::Cancel(stream, request) => {
+                return Box::pin(self.cancel(stream, request)).await;
+            }
             Arrival::Ended => return,
         };
         let started = Box::pin(self.start(admitted, origin)).await;
@@ -280,7 +282,8 @@ impl Front {
     async fn log_in(&self, socket: Socket, origin: Origin<'_>, place: &Place) -> Arrival {
         let deadline = Instant::now() + self.config.listen.login_timeout;
         let require_tls = self.config.listen.require_tls;
-        let greeting = greet(socket, self.acceptor.as_ref(), require_tls);
+        // Each step's memory is its own: a stranger who says nothing holds that of the first alone.
+        let greeting = Box::pin(greet(socket, self.acceptor.as_ref(), require_tls));
         let (mut stream, mut buf, startup) = match timeout_at(deadline, greeting).await {
             Ok(Ok(Greeting::Startup {
                 stream,
@@ -293,7 +296,7 @@ impl Front {
             }
             Ok(Ok(Greeting::Gone)) => return Arrival::Ended,
             Ok(Err(error)) => {
-                origin.broken_off(error).await;
+                Box::pin(origin.broken_off(error)).await;
                 return Arrival::Ended;
             }
             // As PostgreSQL: who has not even said what it wants is told nothing.
@@ -307,7 +310,7 @@ impl Front {
             }
         };
         place.heard();
-        let admitting = self.admit(&mut stream, &mut buf, &startup, origin.address);
+        let admitting = Box::pin(self.admit(&mut stream, &mut buf, &startup, origin.address));
         let admission = timeout_at(deadline, admitting)
             .await
             .unwrap_or(Err(Refusal::TimedOut));
@@ -328,7 +331,7 @@ impl Front {
                 Arrival::Ended
             }
             Err(refusal) => {
-                origin.refuse(stream, &startup, &refusal).await;
+                Box::pin(origin.refuse(stream, &startup, &refusal)).await;
                 Arrival::Ended
             }
         }
