@@ -116,6 +116,11 @@ impl BackendConnection {
         settings.replay_sql(self.applied.as_ref(), self.init_query.as_deref())
     }
 
+    /// There is an `init_query`.
+    pub fn has_init_query(&self) -> bool {
+        self.init_query.is_some()
+    }
+
     /// DISCARD ALL has run: no client's settings are left, no statement, and nothing of `init_query`.
     pub fn was_discarded(&mut self) {
         self.prepared.clear();

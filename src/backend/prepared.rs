@@ -47,6 +47,11 @@ impl PreparedHere {
         self.statements.get(&id).is_some()
     }
 
+    /// It is here; that is no use of it.
+    pub fn has(&self, id: StatementId) -> bool {
+        self.statements.contains(&id)
+    }
+
     /// It is on its way here. Returns the one that must go for it.
     pub fn insert(&mut self, id: StatementId) -> Option<StatementId> {
         let full = self.statements.len() >= self.most && !self.statements.contains(&id);

@@ -131,18 +131,21 @@ impl Settings {
         Some(sql)
     }
 
+    /// [`Self::is_within`], roles apart.
+    pub fn is_within_but_roles(&self, other: &Settings) -> bool {
+        self.iter()
+            .all(|(name, _)| is_role(name) || other.has(name))
+    }
+
     /// Every name here has a value there.
     pub fn is_within(&self, other: &Settings) -> bool {
         self.iter().all(|(name, _)| other.value(name).is_some())
     }
 
-    /// The calls that take away what `wanted` does not have; the role first: it may not be allowed to do the rest. What
-    /// changes its role loses it first, too, for the same reason.
+    /// The calls that take away what `wanted` does not have; the role first, and in any case: it may not be allowed to do
+    /// the rest.
     fn resets(&self, wanted: &Settings) -> Vec<String> {
-        let gone = |name: &str| match wanted.value(name) {
-            None => true,
-            value => is_role(name) && value != self.value(name),
-        };
+        let gone = |name: &str| is_role(name) || !wanted.has(name);
         let (roles, others): (Vec<_>, Vec<_>) = self
             .iter()
             .map(|(name, _)| name)
@@ -160,7 +163,7 @@ impl Settings {
     fn sets(&self, applied: &Settings) -> Vec<String> {
         let (roles, others): (Vec<_>, Vec<_>) = self
             .iter()
-            .filter(|(name, value)| applied.value(name) != Some(value))
+            .filter(|(name, value)| is_role(name) || applied.value(name) != Some(value))
             .partition(|(name, _)| is_role(name));
         // "role" stands before "session_authorization", which resets it.
         others

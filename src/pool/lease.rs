@@ -29,6 +29,8 @@ pub enum DiscardReason {
     CancelInDoubt,
     /// The client's settings could not be applied to it.
     SettingsRefused,
+    /// Something was left on it that no statement's text explains.
+    StateLeak,
     /// It was not at rest when it was given back.
     NotClean,
     /// The proxy is stopping.
@@ -48,6 +50,7 @@ impl DiscardReason {
             DiscardReason::ClientLeft => "client_left",
             DiscardReason::CancelInDoubt => "cancel_in_doubt",
             DiscardReason::SettingsRefused => "settings_refused",
+            DiscardReason::StateLeak => "state_leak",
             DiscardReason::NotClean => "not_clean",
             DiscardReason::Draining => "draining",
         }

@@ -27,6 +27,56 @@ pub fn dotted_names(bytes: &[u8]) -> Vec<String> {
     names
 }
 
+/// Every name that the text sets by set_config stands in it: as a literal, or as a parameter, whose value comes by a Bind
+/// that is looked at, too. `calls`: it may be a CALL, whose procedure nobody has read.
+pub fn is_sure(text: &[u8], calls: bool) -> bool {
+    if calls && words(text).any(|word| word.eq_ignore_ascii_case(b"call")) {
+        return false;
+    }
+    let found = memchr::memchr2_iter(b's', b'S', text).filter(|&at| {
+        let word = text.get(at..at + SET_CONFIG.len());
+        word.is_some_and(|word| word.eq_ignore_ascii_case(SET_CONFIG))
+    });
+    found
+        .into_iter()
+        .all(|at| has_plain_argument(&text[at + SET_CONFIG.len()..]))
+}
+
+const SET_CONFIG: &[u8] = b"set_config";
+
+fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&byte| !is_word(byte))
+}
+
+/// `( 'literal',` or `( $1,`
+fn has_plain_argument(rest: &[u8]) -> bool {
+    let rest = rest
+        .trim_ascii_start()
+        .strip_prefix(b"(")
+        .unwrap_or_default();
+    let rest = rest.trim_ascii_start();
+    let after = match rest.split_first() {
+        Some((b'\'', literal)) => memchr::memchr(b'\'', literal).map(|end| &literal[end + 1..]),
+        Some((b'$', number)) => {
+            let digits = number
+                .iter()
+                .take_while(|byte| byte.is_ascii_digit())
+                .count();
+            (digits > 0).then(|| &number[digits..])
+        }
+        _ => None,
+    };
+    // A parameter may have its type written behind it.
+    let after = after.map(|after| match after.strip_prefix(b"::") {
+        Some(typed) => {
+            let len = typed.iter().take_while(|&&byte| is_word(byte)).count();
+            &typed[len..]
+        }
+        None => after,
+    });
+    after.is_some_and(|after| after.trim_ascii_start().first() == Some(&b','))
+}
+
 fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'.') || byte >= 0x80
 }
@@ -39,6 +89,27 @@ fn is_part(part: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_are_made_up_on_the_way_are_not_sure() {
+        for (text, calls, sure) in [
+            ("select set_config('a.b', 'x', false)", false, true),
+            ("select SET_CONFIG( $1, $2, true)", false, true),
+            ("select set_config($1::text, $2, true)", false, true),
+            ("select set_config('a.'||'b', 'x', false)", false, false),
+            ("select set_config(name, 'x', false) from t", false, false),
+            ("set a.b = 1", false, true),
+            ("call tenant('x')", true, false),
+            (
+                "do $$ begin perform set_config('a.b', 'x', false); end $$",
+                true,
+                true,
+            ),
+            ("set search_path = callcenter", true, true),
+        ] {
+            assert_eq!(is_sure(text.as_bytes(), calls), sure, "{text}");
+        }
+    }
 
     #[test]
     fn dotted_words_are_found_wherever_they_stand() {

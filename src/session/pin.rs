@@ -132,6 +132,11 @@ impl PinReasons {
         self.0 |= others.0;
     }
 
+    /// Those in both.
+    pub fn and(self, others: PinReasons) -> PinReasons {
+        PinReasons(self.0 & others.0)
+    }
+
     /// What a survey has found takes the place of what it can find.
     pub fn replace_surveyed(&mut self, surveyed: &[PinReason], found: PinReasons) {
         for reason in surveyed {

@@ -8,8 +8,7 @@
 //! one is an error. What has been sent but not yet answered is a [`Note`]; if the server never carries it out (an error
 //! earlier in the batch), the note is undone. Pure: no I/O.
 
-use super::custom::dotted_names;
-use super::requests::Unnamed;
+use super::requests::{NAMES_LEN_MAX, Unnamed};
 use super::statement::{Effects, StatementReader};
 use crate::backend::prepared::StatementId;
 use crate::wire::frame::{HEADER_LEN, Header};
@@ -25,6 +24,9 @@ pub const PARSE_LEN_MAX: usize = 32 * 1024;
 /// What one client's statements may hold, names and texts together; beyond it the next ones pin.
 const CLIENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// What an entry costs beside its texts, about.
+const ENTRY_BYTES: usize = 256;
+
 /// What a client called a statement.
 pub type Name = Box<[u8]>;
 
@@ -37,8 +39,6 @@ pub struct Statement {
     pub body: Bytes,
     /// What its text leaves behind when it runs.
     pub effects: Effects,
-    /// Custom parameters it may change.
-    pub custom: Vec<String>,
     scope: Bytes,
     hash: u64,
     store: Weak<StatementStore>,
@@ -64,7 +64,8 @@ impl Default for StatementStore {
         Self {
             by_hash: Mutex::default(),
             hasher: RandomState::new(),
-            next: AtomicU64::new(1),
+            // Another proxy before the same server, or before this one, has other names.
+            next: AtomicU64::new(u64::from(rand::random::<u32>()) << 24 | 1),
         }
     }
 }
@@ -89,24 +90,29 @@ impl StatementStore {
         if let Some(known) = candidates.iter().find(same) {
             return known.clone();
         }
-        let effects = effects_of(body);
-        let made = Arc::new(Statement {
-            id: StatementId(self.next.fetch_add(1, Ordering::Relaxed)),
-            body: Bytes::copy_from_slice(body),
-            effects,
-            custom: match effects.contains(Effects::MAY_SET) {
-                true => dotted_names(body),
-                false => Vec::new(),
-            },
-            scope: Bytes::copy_from_slice(scope),
-            hash,
-            store: Arc::downgrade(self),
-        });
+        let made = self.make(body, scope, hash);
         same_hash.push(Known {
             id: made.id,
             statement: Arc::downgrade(&made),
         });
         made
+    }
+
+    /// A statement for one client alone: what its text means depends on more than can be told.
+    pub fn unshared(self: &Arc<Self>, body: &[u8]) -> Arc<Statement> {
+        // No scope is one byte: nobody takes it for another's.
+        self.make(body, b"!", 0)
+    }
+
+    fn make(self: &Arc<Self>, body: &[u8], scope: &[u8], hash: u64) -> Arc<Statement> {
+        Arc::new(Statement {
+            id: StatementId(self.next.fetch_add(1, Ordering::Relaxed)),
+            body: Bytes::copy_from_slice(body),
+            effects: effects_of(body),
+            scope: Bytes::copy_from_slice(scope),
+            hash,
+            store: Arc::downgrade(self),
+        })
     }
 
     /// Whoever prepares the text from now on gets another statement: the server refuses this one's plan for good
@@ -136,6 +142,13 @@ impl StatementStore {
     }
 }
 
+impl Statement {
+    /// It means the same under `scope`, or is one client's alone.
+    pub fn fits(&self, scope: &[u8]) -> bool {
+        self.scope == scope || self.scope == b"!"[..]
+    }
+}
+
 impl Drop for Statement {
     fn drop(&mut self) {
         if let Some(store) = self.store.upgrade() {
@@ -149,6 +162,26 @@ fn effects_of(body: &[u8]) -> Effects {
     let mut reader = StatementReader::default();
     reader.feed(body.split(|&byte| byte == 0).next().unwrap_or_default());
     reader.finish()
+}
+
+/// Words that become a date or a time when the text is prepared, and stay that.
+const MOMENTS: [&[u8]; 5] = [
+    b"'now",
+    b"'today",
+    b"'tomorrow",
+    b"'yesterday",
+    b"'allballs",
+];
+
+/// What the text means depends on when it is prepared.
+pub fn names_a_moment(body: &[u8]) -> bool {
+    memchr::memchr_iter(b'\'', body).any(|at| {
+        let word = |moment: &&[u8]| {
+            let found = body.get(at..at + moment.len());
+            found.is_some_and(|found| found.eq_ignore_ascii_case(moment))
+        };
+        MOMENTS.iter().any(word)
+    })
 }
 
 /// One client's names.
@@ -176,16 +209,16 @@ impl Names {
 
     /// A name gets its meaning.
     pub fn insert(&mut self, name: Name, statement: Arc<Statement>) {
-        self.bytes += name.len() + statement.body.len();
+        self.bytes += name.len() + statement.body.len() + ENTRY_BYTES;
         if let Some(before) = self.by_name.insert(name.clone(), statement) {
-            self.bytes -= name.len() + before.body.len();
+            self.bytes -= name.len() + before.body.len() + ENTRY_BYTES;
         }
     }
 
     /// A name loses its meaning.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         let statement = self.by_name.remove(name)?;
-        self.bytes -= name.len() + statement.body.len();
+        self.bytes -= name.len() + statement.body.len() + ENTRY_BYTES;
         Some(statement)
     }
 
@@ -241,6 +274,8 @@ pub enum Named<'a> {
     No,
     /// Its name has not all come.
     Incomplete,
+    /// Its name has no end within [`NAMES_LEN_MAX`].
+    Endless,
     /// Parse: it must come whole.
     Parse {
         /// The statement's name.
@@ -273,10 +308,10 @@ pub fn named<'a>(header: Header, bytes: &'a [u8]) -> Named<'a> {
     };
     let (before, rest) = body.split_at(before_len);
     let Some(end) = rest.iter().position(|&byte| byte == 0) else {
-        return if all_there {
-            Named::No
-        } else {
-            Named::Incomplete
+        return match all_there {
+            true => Named::No,
+            false if rest.len() > NAMES_LEN_MAX => Named::Endless,
+            false => Named::Incomplete,
         };
     };
     let name = &rest[..end];
@@ -367,7 +402,7 @@ mod tests {
         let mut names = Names::default();
         names.insert((*b"a").into(), store.intern(b"select 1\0\0\0", b""));
         names.insert((*b"a").into(), store.intern(b"select 22\0\0\0", b""));
-        assert_eq!(names.bytes, 1 + b"select 22\0\0\0".len());
+        assert_eq!(names.bytes, 1 + b"select 22\0\0\0".len() + ENTRY_BYTES);
         assert!(names.remove(b"b").is_none());
         assert!(names.remove(b"a").is_some());
         assert_eq!(names.bytes, 0);
@@ -385,6 +420,10 @@ mod tests {
             }
         );
         assert_eq!(named(header, &parse[..12]), Named::Incomplete);
+        let endless = [b"\0", &[b'x'; 20_000][..]].concat();
+        let (header, endless) = frame(b'B', &endless);
+        assert_eq!(named(header, &endless[..8000]), Named::Incomplete);
+        assert_eq!(named(header, &endless[..9000]), Named::Endless);
         let (header, bind) = frame(b'B', b"portal\0s1\0\0\0\0\0\0\0");
         let used = Named::Use {
             before: b"portal\0",

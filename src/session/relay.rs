@@ -23,6 +23,7 @@ use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
 use super::requests::{RequestReader, Violation};
 use super::survey::Survey;
 use crate::backend::connection::{BackendConnection, Parameters};
+use crate::backend::prepared::StatementId;
 use crate::backend::settings::Settings;
 use crate::tls::Stream;
 use crate::wire::flow::Flow;
@@ -100,6 +101,10 @@ pub(super) struct Relay {
     parameters: Parameters,
     /// The backend's unnamed statement is this session's.
     unnamed_here: bool,
+    /// The first request of the lease has been sent, all of it.
+    first_sent: bool,
+    /// A statement that the server has just said it has.
+    found_here: Option<StatementId>,
     /// standard_conforming_strings: how its texts are read.
     plain_strings: bool,
     survey: Option<Survey>,
@@ -139,6 +144,8 @@ impl Relay {
             sequences: Sequences::default(),
             parameters: conn.parameters.clone(),
             unnamed_here: false,
+            first_sent: false,
+            found_here: None,
             plain_strings: has_plain_strings(settings, conn),
             survey: None,
             restoring: false,
@@ -160,7 +167,12 @@ impl Relay {
         };
         // In a transaction: if it is refused, what the client sent behind it is refused, too, and does not run without
         // its settings.
-        self.insert_query(&format!("BEGIN;{sql};COMMIT"), Expect::Query, up);
+        // What the session before has set must not decide how, or for how long.
+        let sql = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE;\
+             SET LOCAL statement_timeout = 0;{sql};COMMIT"
+        );
+        self.insert_query(&sql, Expect::Query, up);
         conn.applied = Some(settings.clone());
         true
     }
@@ -241,30 +253,30 @@ impl Relay {
         conn.buf.unsplit(self.down.into_unread());
         unsent
     }
-    /// Decides what follows when nothing is owed any more.
-    fn at_ready(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
+    /// Decides what follows when nothing is owed any more; true if there is something more to send.
+    fn at_ready(&mut self, sides: &mut Sides<'_>) -> Scan<bool> {
         if self.replies.needs_fence() && self.requests.at_boundary() {
             self.insert_query("", Expect::Fence, sides.up);
             self.unnamed_here = false; // it is a simple query
-            return Ok(());
+            return Ok(true);
         }
         if !self.is_at_rest(sides.up) {
-            return Ok(());
+            return Ok(false);
         }
         if self.hold == Hold::Statement && sides.conn.status != TxStatus::Idle {
             return Err(RelayEnd::TransactionInStatementMode);
         }
         if sides.conn.status != TxStatus::Idle {
-            return Ok(());
+            return Ok(false);
         }
         self.note_state_left(sides.conn);
         if self.settle_state(sides) {
-            return Ok(());
+            return Ok(true);
         }
         if self.state.pins.is_empty() {
             Err(RelayEnd::Released)
         } else {
-            Ok(())
+            Ok(false)
         }
     }
 
@@ -277,6 +289,7 @@ impl Relay {
         let mut unsent = BytesMut::new();
         loop {
             self.scan_down(sides)?;
+            self.undo_changes(sides);
             self.down.move_ready_to(&mut unsent);
             unsent.clear();
             if self.replies.needs_fence() {

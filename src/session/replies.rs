@@ -72,6 +72,13 @@ struct Entry {
 }
 
 impl Entry {
+    fn ends_batch(&self) -> bool {
+        matches!(
+            self.expect,
+            Expect::Sync | Expect::Query | Expect::FunctionCall
+        )
+    }
+
     fn is_own_query(&self) -> bool {
         self.action == ReplyAction::Skip
             && matches!(self.expect, Expect::Query | Expect::Fence | Expect::Survey)
@@ -147,18 +154,21 @@ impl PendingReplies {
             .filter_map(|entry| entry.note.as_deref())
     }
 
+    /// A message of an earlier batch in flight concerns something.
+    pub fn has_earlier(&self, concerns: impl Fn(&Note) -> bool) -> bool {
+        let last_end = self.entries.iter().rposition(Entry::ends_batch);
+        let earlier = self.entries.iter().take(last_end.unwrap_or(0));
+        earlier
+            .filter_map(|entry| entry.note.as_deref())
+            .any(concerns)
+    }
+
     /// The last message in flight that concerns something belongs to an earlier batch: if that batch fails, the message
     /// is skipped, and what comes now must not count on it.
     pub fn is_uncertain(&self, concerns: impl Fn(&Note) -> bool) -> bool {
         let concerned = |entry: &Entry| entry.note.as_deref().is_some_and(&concerns);
-        let ends_batch = |entry: &Entry| {
-            matches!(
-                entry.expect,
-                Expect::Sync | Expect::Query | Expect::FunctionCall
-            )
-        };
         let last = self.entries.iter().rposition(concerned);
-        last.is_some_and(|last| self.entries.iter().skip(last + 1).any(ends_batch))
+        last.is_some_and(|last| self.entries.iter().skip(last + 1).any(Entry::ends_batch))
     }
 
     /// The server owes nothing now: what comes next is the client's.

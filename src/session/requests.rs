@@ -11,7 +11,7 @@ const UNNAMED_LEN_MAX: usize = 16 * 1024;
 
 /// How far into a Bind, Describe or Close the names are looked for. PostgreSQL cuts names at 63 bytes when it makes
 /// them in SQL; in the protocol only the message's length bounds them.
-const NAMES_LEN_MAX: usize = 8 * 1024;
+pub const NAMES_LEN_MAX: usize = 8 * 1024;
 
 /// Messages that carry little are refused when they announce much, as PostgreSQL does (`PQ_SMALL_MESSAGE_LIMIT`,
 /// src/backend/tcop/postgres.c).

@@ -178,12 +178,13 @@ impl Session {
             Some(settled) => settled,
             None => self.cancel.take_back().await,
         };
-        let at_rest = relay.is_at_rest(&self.up);
+        let (at_rest, leak) = (relay.is_at_rest(&self.up), relay.has_leak());
         self.outbox = relay.finish(lease.conn());
         // What came behind the last reply is the server's own news; alive or not, it is not for this client.
         let alive = lease.conn().buf.is_empty() || lease.conn().is_alive();
         match GiveBack::check(lease.conn(), at_rest) {
             _ if settled == Settled::InDoubt => lease.discard(DiscardReason::CancelInDoubt),
+            _ if leak => lease.discard(DiscardReason::StateLeak),
             Some(proof) if alive => lease.give_back(proof),
             Some(_) => lease.discard(DiscardReason::ServerClosed),
             None => lease.discard(DiscardReason::NotClean),

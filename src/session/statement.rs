@@ -68,7 +68,12 @@ impl Effects {
     const UNREADABLE_TEXT: Effects = Effects((1 << 15) - 1);
 
     /// What may change run-time parameters: what a DO block or a procedure does can't be read.
-    pub const MAY_SET: Effects = Effects(Effects::SETTINGS.0 | Effects::OPAQUE.0);
+    pub const MAY_SET: Effects = Effects::SETTINGS.union(Effects::OPAQUE);
+
+    /// Both.
+    pub const fn union(self, other: Effects) -> Effects {
+        Effects(self.0 | other.0)
+    }
 
     /// True if any of `other` is in the set.
     pub fn contains(self, other: Effects) -> bool {

@@ -11,11 +11,13 @@ use crate::backend::settings::{Settings, literal};
 ///
 /// - `s`: a run-time parameter set in the session. Values in hexadecimal of the server's encoding: what a client sees
 ///   depends on its client_encoding, what a replay sends does not. pg_settings leaves out role and session_authorization
-///   (GUC_NO_SHOW_ALL, src/backend/utils/misc/guc_tables.c).
+///   (GUC_NO_SHOW_ALL, src/backend/utils/misc/guc_tables.c). SET TRANSACTION's parameters keep their source after the
+///   transaction, but not their value.
 /// - `l`: a reason to keep the backend. Statements of our own are shared, not left.
 const SQL: &str = "\
 SELECT 's', name, pg_catalog.encode(pg_catalog.convert_to(setting, pg_catalog.getdatabaseencoding()), 'hex') \
  FROM pg_catalog.pg_settings WHERE source = 'session' \
+ AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable') \
 UNION ALL SELECT 's', 'role', pg_catalog.encode(pg_catalog.convert_to(pg_catalog.current_setting('role'), \
  pg_catalog.getdatabaseencoding()), 'hex') WHERE pg_catalog.current_setting('role') <> 'none' \
 UNION ALL SELECT 's', 'session_authorization', pg_catalog.encode(pg_catalog.convert_to(session_user::pg_catalog.text, \
@@ -47,6 +49,9 @@ pub fn sql<'a>(custom: impl Iterator<Item = &'a str>) -> String {
     sql
 }
 
+/// What a session's parameters may hold, names and values together; with more it keeps its backend.
+const SETTINGS_BYTES_MAX: usize = 64 * 1024;
+
 /// Reasons that a survey can find, or find gone.
 pub const SURVEYED: [PinReason; 7] = [
     PinReason::Settings,
@@ -62,6 +67,7 @@ pub const SURVEYED: [PinReason; 7] = [
 #[derive(Debug, Default)]
 pub struct Survey {
     settings: Vec<(String, String)>,
+    bytes: usize,
     left: PinReasons,
     failed: bool,
 }
@@ -83,7 +89,11 @@ impl Survey {
             return;
         };
         match (kind, decode_hex(value)) {
-            ("s", Some(value)) => self.settings.push((name.to_ascii_lowercase(), value)),
+            ("s", Some(value)) => {
+                self.bytes += name.len() + value.len();
+                self.failed |= self.bytes > SETTINGS_BYTES_MAX;
+                self.settings.push((name.to_ascii_lowercase(), value));
+            }
             ("l", _) => match SURVEYED.iter().find(|reason| reason.label() == name) {
                 Some(reason) => self.left.insert(*reason),
                 None => self.failed = true,

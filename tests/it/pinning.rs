@@ -2,6 +2,7 @@
 
 mod cleaning;
 mod following;
+mod sharing;
 mod startup;
 
 use crate::support::frames::{self, bind, column, errors, execute, parse, query, sync};

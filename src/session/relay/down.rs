@@ -33,8 +33,7 @@ impl Relay {
                 Poll::Pending => {}
             }
         }
-        self.at_ready(sides)?;
-        Ok(moved)
+        Ok(self.at_ready(sides)? || moved)
     }
 
     /// Matches what the server has sent with what was asked.
@@ -109,6 +108,9 @@ impl Relay {
         // Nothing asked: the server's last words before it closes the connection.
         let action = self.replies.on_reply(b'E').unwrap_or(ReplyAction::Forward);
         self.undo_changes(sides);
+        if let Some(id) = self.found_here.take() {
+            sides.conn.prepared.restore(id);
+        }
         Ok(Some(match words {
             Some(words) => {
                 self.down.insert(&words);
@@ -132,14 +134,16 @@ impl Relay {
         match ServerError::parse(body).code {
             // Taken away behind the proxy's back.
             SqlState::INVALID_STATEMENT_NAME => sides.conn.prepared.remove(statement.id),
-            SqlState::DUPLICATE_PREPARED_STATEMENT => {}
-            SqlState::FEATURE_NOT_SUPPORTED => {
-                sides.memory.statements.retire(statement);
-                return Some(None);
-            }
-            _ => return Some(None),
+            // Here, whatever the book says.
+            SqlState::DUPLICATE_PREPARED_STATEMENT => self.found_here = Some(statement.id),
+            SqlState::FEATURE_NOT_SUPPORTED => sides.memory.statements.retire(statement),
+            _ => {}
         }
-        let body = renamed_error(body, statement.id, name);
+        let renamed = renamed_error(body, statement.id, name);
+        if renamed == body {
+            return Some(None);
+        }
+        let body = renamed;
         let mut message = BytesMut::with_capacity(HEADER_LEN + body.len());
         message.put_u8(b'E');
         message.put_u32(4 + body.len() as u32); // READ_WHOLE_MAX and some names
@@ -232,6 +236,8 @@ pub(super) enum Done {
     DeallocateAll,
     /// Something that pins may be gone.
     MayRelease,
+    /// DISCARD SEQUENCES
+    DiscardSequences,
     /// Nothing.
     Other,
 }
@@ -241,6 +247,7 @@ impl Done {
         match tag {
             "DISCARD ALL" => Done::DiscardAll,
             "DEALLOCATE ALL" => Done::DeallocateAll,
+            "DISCARD SEQUENCES" => Done::DiscardSequences,
             "DEALLOCATE" | "CLOSE CURSOR" | "CLOSE CURSOR ALL" | "UNLISTEN" | "ROLLBACK" => {
                 Done::MayRelease
             }

@@ -5,16 +5,18 @@
 //! a statement that nobody has instead: that is answered in the same place, with a message of the same shape, and it is
 //! skipped after an error as the client's own message would have been.
 
-use super::{Relay, Scan, Sides};
+use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::connection::BackendConnection;
 use crate::backend::prepared::StatementId;
+use crate::backend::settings::Settings;
 use crate::session::deallocate::{begins_deallocate, deallocate_message, deallocated};
 use crate::session::prepared::{
-    Name, Named, Note, PARSE_LEN_MAX, Statement, close_message, named, parse_message, renamed_front,
+    Name, Named, Note, PARSE_LEN_MAX, Statement, close_message, named, names_a_moment,
+    parse_message, renamed_front,
 };
 use crate::session::relay::Hold;
 use crate::session::replies::{Expect, ReplyAction};
-use crate::session::requests::Unnamed;
+use crate::session::requests::{Unnamed, Violation};
 use crate::session::statement::Effects;
 use crate::wire::flow::Flow;
 use crate::wire::frame::{HEADER_LEN, Header};
@@ -64,10 +66,11 @@ impl Relay {
         Ok(match named(header, sides.up.unread()) {
             Named::No => Translated::Untouched,
             _ if cannot_be_shared => Translated::Untouched,
-            Named::Incomplete => Translated::Incomplete,
-            Named::Use { name, .. } | Named::Parse { name, .. } if self.is_closing(name) => {
-                Translated::Incomplete
+            Named::Endless => {
+                return Err(RelayEnd::ClientFault(Violation::BadName(header.tag)));
             }
+            Named::Incomplete => Translated::Incomplete,
+            _ if self.must_wait() => Translated::Incomplete,
             Named::Parse { name, body } => {
                 let (name, body) = (Name::from(name), body.to_vec());
                 self.parse(header, name, &body, sides)
@@ -88,11 +91,22 @@ impl Relay {
         })
     }
 
-    /// A Close of the name is in flight, in a batch that may yet fail.
-    fn is_closing(&self, name: &[u8]) -> bool {
-        let closes =
-            |note: &Note| (note.unnamed.as_ref()).is_some_and(|(closed, _)| **closed == *name);
-        self.replies.is_uncertain(closes)
+    /// A batch before this one is in flight that changes names or statements, or may: whether it does is known when it is
+    /// answered. What ends it has been sent, so it will be.
+    fn must_wait(&mut self) -> bool {
+        let changes = |note: &Note| {
+            note.named.is_some()
+                || note.unnamed.is_some()
+                || note.prepared.is_some()
+                || note.evicted.is_some()
+        };
+        let ended = self.replies.outstanding() > 0 && !self.replies.is_batch_open();
+        self.replies.has_earlier(changes) || (ended && self.is_doubtful())
+    }
+
+    /// The backend has the statement, whatever becomes of what is in flight.
+    fn is_here(&mut self, id: StatementId, conn: &mut BackendConnection) -> bool {
+        conn.prepared.touch(id) && !self.is_doubtful()
     }
 
     fn parse(
@@ -108,8 +122,8 @@ impl Relay {
         sides.up.remove(header.frame_len());
         if let Some(existing) = sides.memory.names.find(&name).cloned() {
             // Refused by the server in its own words, so that the batch and the transaction fail as they would.
-            self.bring(&existing, sides.conn, sides.up);
-            sides.up.insert(&parse_message(existing.id, body));
+            self.bring(&name, &existing, sides.conn, sides.up);
+            sides.up.insert(&parse_message(existing.id, &existing.body));
             let note = Note {
                 used: Some((name, existing)),
                 ..Note::default()
@@ -117,21 +131,27 @@ impl Relay {
             self.send_noted(Expect::Parse, ReplyAction::Forward, note);
             return Translated::Whole;
         }
-        let scope = scope_of(sides);
-        let statement = sides.memory.statements.intern(body, &scope);
+        let statement = match self.state.settings_touched || names_a_moment(body) {
+            true => sides.memory.statements.unshared(body),
+            false => {
+                let scope = scope_of(&sides.memory.settings);
+                sides.memory.statements.intern(body, &scope)
+            }
+        };
         sides.memory.names.insert(name.clone(), statement.clone());
         let mut note = Note {
-            named: Some(name),
+            named: Some(name.clone()),
+            used: Some((name, statement.clone())),
             ..Note::default()
         };
-        let here = sides.conn.prepared.touch(statement.id);
+        let here = self.is_here(statement.id, sides.conn);
         if here && sides.conn.status != TxStatus::Failed {
             sides.up.insert(&close_message(NOBODY));
             let action = ReplyAction::Retag(PARSE_COMPLETE);
             self.send_noted(Expect::Close, action, note);
             return Translated::Whole;
         }
-        if here {
+        if sides.conn.prepared.has(statement.id) {
             // A failed transaction refuses most statements when they are prepared: the server shall say which.
             self.evict(statement.id, sides.conn, sides.up);
         }
@@ -164,7 +184,7 @@ impl Relay {
         };
         let name = deallocated(text.split(|&byte| byte == 0).next().unwrap_or_default())?;
         let statement = sides.memory.names.remove(&name)?;
-        self.bring(&statement, sides.conn, sides.up);
+        self.bring(&name, &statement, sides.conn, sides.up);
         let id = statement.id;
         sides.conn.prepared.remove(id);
         let before = std::mem::take(&mut sides.memory.unnamed);
@@ -221,10 +241,15 @@ impl Relay {
             &mut sides.memory.reads_sequences,
         );
         if statement.effects.contains(Effects::MAY_SET) {
-            self.note_custom_of(&statement);
-            self.note_custom(sides.up.unread().get(..header.frame_len()));
+            let bind = sides.up.unread().get(..header.frame_len());
+            self.note_custom(bind, false);
+            self.note_custom(
+                Some(&statement.body),
+                statement.effects.contains(Effects::OPAQUE),
+            );
         }
-        self.bring(&statement, sides.conn, sides.up);
+        let statement = self.in_scope(&name, statement, sides);
+        self.bring(&name, &statement, sides.conn, sides.up);
         let came = HEADER_LEN + before.len() + name.len() + 1;
         let front = renamed_front(header, before, &name, statement.id);
         sides.up.remove(came);
@@ -237,15 +262,44 @@ impl Relay {
         Translated::Front(header.frame_len() - came)
     }
 
+    /// What is to be prepared anew under other settings than at first is another statement from then on.
+    fn in_scope(
+        &self,
+        name: &Name,
+        statement: Arc<Statement>,
+        sides: &mut Sides<'_>,
+    ) -> Arc<Statement> {
+        let scope = scope_of(&sides.memory.settings);
+        if sides.conn.prepared.has(statement.id) || statement.fits(&scope) {
+            return statement;
+        }
+        let anew = match self.state.settings_touched || !self.plain_strings {
+            true => sides.memory.statements.unshared(&statement.body),
+            false => sides.memory.statements.intern(&statement.body, &scope),
+        };
+        sides.memory.names.insert(name.clone(), anew.clone());
+        anew
+    }
+
     /// Prepares a statement on the backend if it is not there.
-    fn bring(&mut self, statement: &Statement, conn: &mut BackendConnection, up: &mut Flow) {
-        if conn.prepared.touch(statement.id) {
+    fn bring(
+        &mut self,
+        name: &Name,
+        statement: &Arc<Statement>,
+        conn: &mut BackendConnection,
+        up: &mut Flow,
+    ) {
+        if self.is_here(statement.id, conn) {
             return;
+        }
+        if conn.prepared.has(statement.id) {
+            self.evict(statement.id, conn, up);
         }
         self.make_room(statement.id, conn, up);
         up.insert(&parse_message(statement.id, &statement.body));
         let note = Note {
             prepared: Some(statement.id),
+            used: Some((name.clone(), statement.clone())),
             ..Note::default()
         };
         self.send_noted(Expect::Parse, ReplyAction::Skip, note);
@@ -296,16 +350,39 @@ impl Relay {
     }
 }
 
-/// What else decides what a text means: the same text prepared under another search_path or role is another statement.
-fn scope_of(sides: &Sides<'_>) -> BytesMut {
+/// What else decides what a text means: prepared under another search_path, TimeZone or client_encoding, the same text is
+/// another statement.
+fn scope_of(settings: &Settings) -> BytesMut {
     let mut scope = BytesMut::new();
-    for (name, value) in sides.memory.settings.iter() {
-        if matches!(name, "search_path" | "role" | "session_authorization") {
-            scope.extend_from_slice(name.as_bytes());
-            scope.extend_from_slice(b"=");
-            scope.extend_from_slice(value.as_bytes());
-            scope.extend_from_slice(b"\0");
-        }
+    for (name, value) in settings.iter().filter(|(name, _)| !is_harmless(name)) {
+        scope.extend_from_slice(name.as_bytes());
+        scope.extend_from_slice(b"=");
+        scope.extend_from_slice(value.as_bytes());
+        scope.extend_from_slice(b"\0");
     }
     scope
+}
+
+/// Parameters that change nothing in how a text is parsed; all others are thought to.
+fn is_harmless(name: &str) -> bool {
+    matches!(
+        name,
+        "application_name"
+            | "work_mem"
+            | "maintenance_work_mem"
+            | "client_min_messages"
+            | "synchronous_commit"
+            | "extra_float_digits"
+            | "bytea_output"
+            | "jit"
+            | "statement_timeout"
+            | "lock_timeout"
+            | "idle_in_transaction_session_timeout"
+            | "idle_session_timeout"
+            | "default_transaction_isolation"
+            | "default_transaction_read_only"
+            | "default_transaction_deferrable"
+    ) || name.starts_with("log_")
+        || name.starts_with("enable_")
+        || name.contains('.')
 }

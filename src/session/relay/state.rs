@@ -4,9 +4,8 @@ use super::down::Done;
 use super::{Hold, Relay, Sides};
 use crate::backend::connection::BackendConnection;
 use crate::backend::settings::Settings;
-use crate::session::custom::dotted_names;
+use crate::session::custom::{dotted_names, is_sure};
 use crate::session::pin::{PinReason, PinReasons};
-use crate::session::prepared::Statement;
 use crate::session::replies::Expect;
 use crate::session::requests::Unnamed;
 use crate::session::statement::Effects;
@@ -18,6 +17,9 @@ use tokio::time::Instant;
 
 /// A session that stays pinned is surveyed again after this, at the end of a transaction: not every end of a reason shows.
 const SURVEY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Custom parameters asked for by name in one survey; beyond it the session keeps its backend.
+const CUSTOM_MAX: usize = 256;
 
 /// What is known, and not yet known, of a session's state on its backend.
 #[derive(Debug, Default)]
@@ -34,11 +36,25 @@ pub(super) struct StateLeft {
     may_release: bool,
     /// Custom parameters that may have been changed.
     custom: BTreeSet<String>,
-    /// What was changed went by in pieces: the names are not known.
+    /// Those that the survey has asked for.
+    asked: BTreeSet<String>,
+    /// What was changed went by in pieces, or its name was made up on the way: it can't be asked for.
     unknown: bool,
+    /// Something ran whose text does not show what it does.
+    opaque: bool,
+    /// Parameters were reset.
+    reset: bool,
+    /// The same, of what the survey looks at.
+    explained: bool,
+    was_reset: bool,
+    before_survey: PinReasons,
+    /// The survey has found what nobody's text explains: somebody's function has left it, unseen.
+    pub(super) leaked: bool,
     surveyed_at: Option<Instant>,
     /// Some of what the session should have set has been reset.
     restore: bool,
+    /// A text in flight may take statements away from the backend.
+    doubtful: bool,
     /// DISCARD ALL has run; its ReadyForQuery has not come yet.
     discarding: bool,
 }
@@ -73,7 +89,11 @@ impl Relay {
 
     /// What runs, or has been prepared to run, may leave this behind.
     pub(super) fn note_effects(&mut self, effects: Effects) {
-        self.state.settings_touched |= effects.contains(Effects::MAY_SET);
+        self.state.settings_touched |=
+            effects.contains(Effects::MAY_SET) && self.hold != Hold::Session;
+        self.state.reset |= effects.contains(Effects::RESET);
+        self.state.opaque |= effects.contains(Effects::OPAQUE);
+        self.state.doubtful |= effects.contains(Effects::MAY_RELEASE.union(Effects::OPAQUE));
         self.state.may_release |= effects.contains(Effects::MAY_RELEASE);
         self.state.pins.insert_effects(effects);
         self.state.since_survey.insert_effects(effects);
@@ -86,16 +106,18 @@ impl Relay {
     }
 
     /// A message that changes run-time parameters passes: `frame` is all of it, or not known.
-    pub(super) fn note_custom(&mut self, frame: Option<&[u8]>) {
+    pub(super) fn note_custom(&mut self, frame: Option<&[u8]>, calls: bool) {
+        if self.hold == Hold::Session {
+            return;
+        }
         match frame {
-            Some(frame) => self.state.custom.extend(dotted_names(frame)),
+            Some(frame) => {
+                self.state.custom.extend(dotted_names(frame));
+                self.state.unknown |= !is_sure(frame, calls);
+            }
             None => self.state.unknown = true,
         }
-    }
-
-    /// A shared statement that changes run-time parameters is bound.
-    pub(super) fn note_custom_of(&mut self, statement: &Statement) {
-        self.state.custom.extend(statement.custom.iter().cloned());
+        self.state.unknown |= self.state.custom.len() > CUSTOM_MAX;
     }
 
     /// The server's own words about what is left, beside what the text told.
@@ -103,7 +125,7 @@ impl Relay {
         if self.hold == Hold::Session {
             self.state.pins.insert(PinReason::SessionMode);
         }
-        if conn.parameters != self.parameters {
+        if conn.parameters != self.parameters && self.hold != Hold::Session {
             self.state.settings_touched = true;
         }
     }
@@ -111,6 +133,17 @@ impl Relay {
     /// The backend can be lent to somebody else as it is.
     pub(in crate::session) fn is_clean(&self) -> bool {
         self.state.is_clean()
+    }
+
+    /// Texts in flight may take statements away from the backend; they do not once everything is answered.
+    pub(super) fn is_doubtful(&mut self) -> bool {
+        self.state.doubtful &= !self.replies.is_settled();
+        self.state.doubtful
+    }
+
+    /// The backend has what no text explains.
+    pub(in crate::session) fn has_leak(&self) -> bool {
+        self.state.leaked
     }
 
     /// Nothing keeps the backend, as far as is known.
@@ -125,7 +158,12 @@ impl Relay {
     /// back to what the login asked for, which is no default of the backend's.)
     pub(super) fn holds_client(&self, sides: &Sides<'_>) -> bool {
         let settling = self.survey.is_some() || self.state.restore || self.restoring;
-        settling && !sides.memory.startup.is_empty() && self.requests.at_boundary()
+        // A batch that is open must get its Sync, or nothing is ever settled.
+        let client_is_due = self.replies.is_batch_open() || self.replies.is_copying_in();
+        settling
+            && !client_is_due
+            && !sides.memory.startup.is_empty()
+            && self.requests.at_boundary()
     }
 
     /// Notifications are the client's.
@@ -136,14 +174,19 @@ impl Relay {
     /// Asks the server, or tells it, what must be settled before the backend can go; true while that is under way.
     pub(super) fn settle_state(&mut self, sides: &mut Sides<'_>) -> bool {
         if matches!(sides.memory.unnamed, Unnamed::TooLong) && self.unnamed_here {
+            // A query of ours would drop it.
             self.state.pins.insert(PinReason::UnnamedStatement);
-        }
-        if self.hold == Hold::Session {
             return false;
         }
-        if self.state.wants_survey() {
+        let wanted = match self.hold {
+            // Nothing is to be known here but what RESET has to go back to.
+            Hold::Session => self.state.reset && !sides.memory.startup.is_empty(),
+            _ => self.state.wants_survey(),
+        };
+        if wanted {
             let known = sides.memory.settings.iter().map(|(name, _)| name);
-            let custom = self.state.custom.iter().map(String::as_str);
+            self.state.asked = std::mem::take(&mut self.state.custom);
+            let custom = self.state.asked.iter().map(String::as_str);
             let names: BTreeSet<&str> = known
                 .filter(|name| name.contains('.'))
                 .chain(custom)
@@ -154,6 +197,9 @@ impl Relay {
             self.survey = Some(Survey::default());
             self.state.surveyed_at = Some(Instant::now());
             self.state.since_survey = PinReasons::default();
+            self.state.before_survey = self.state.pins;
+            self.state.explained = std::mem::take(&mut self.state.opaque);
+            self.state.was_reset = std::mem::take(&mut self.state.reset) || self.state.explained;
             self.state.settings_touched = false;
             self.state.may_release = false;
             return true;
@@ -172,13 +218,22 @@ impl Relay {
         let Some(survey) = self.survey.take() else {
             return;
         };
+        self.parameters = sides.conn.parameters.clone();
         match survey.finish(sides.conn.login_role()) {
             Some(found) => {
+                let explained = match self.state.explained {
+                    true => found.left,
+                    false => found.left.and(self.state.before_survey),
+                };
+                self.state.leaked |= explained != found.left;
                 let pins = &mut self.state.pins;
-                pins.replace_surveyed(&survey::SURVEYED, found.left);
+                pins.replace_surveyed(&survey::SURVEYED, explained);
                 self.learn_settings(found.settings, sides);
             }
-            None => self.state.pins.insert(PinReason::Settings),
+            None => {
+                self.state.custom.append(&mut self.state.asked);
+                self.state.pins.insert(PinReason::Settings);
+            }
         }
         self.state.verified = self.state.pins;
         self.state.pins.insert_all(self.state.since_survey);
@@ -187,18 +242,23 @@ impl Relay {
     /// What the server says is set is what the session has set; what it asked for at login and is not there any more has
     /// been reset, and RESET goes back to the login's values.
     fn learn_settings(&mut self, found: Settings, sides: &mut Sides<'_>) {
-        self.parameters = sides.conn.parameters.clone();
         let memory = &mut *sides.memory;
         // RESET leaves a custom parameter empty.
         let found = found.without_empty(&memory.startup);
-        if self.state.unknown || (found.has_role() && !memory.startup.is_within(&found)) {
+        let hidden = found.has_role()
+            && !(memory.startup.is_within(&found) && memory.settings.is_within_but_roles(&found));
+        if self.state.unknown || hidden {
             // Not all that is set is known, or shown to another role.
             self.state.pins.insert(PinReason::Settings);
             return;
         }
         memory.settings = found.with_defaults(&memory.startup);
-        self.state.restore = memory.settings != found;
-        sides.conn.applied = Some(found);
+        sides.conn.applied = match self.state.was_reset && sides.conn.has_init_query() {
+            // What init_query had set may have been reset, too.
+            true => None,
+            false => Some(found),
+        };
+        self.state.restore = sides.conn.applied.as_ref() != Some(&memory.settings);
     }
 
     /// A statement of the client's is done. `last`: nothing is in flight behind it.
@@ -206,6 +266,7 @@ impl Relay {
         match done {
             Done::Other => {}
             Done::MayRelease => self.state.may_release = true,
+            Done::DiscardSequences => self.state.pins.remove(PinReason::Sequence),
             Done::DeallocateAll => {
                 self.forget_statements(sides);
                 self.state.may_release = true;

@@ -3,7 +3,7 @@
 use super::names::Translated;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::session::pin::PinReason;
-use crate::session::prepared::Note;
+use crate::session::prepared::{Note, PARSE_LEN_MAX};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::requests::{CLOSE_UNNAMED, Need, Next, RequestReader, Told, Unnamed, look};
 use crate::session::statement::{Effects, StatementReader};
@@ -83,6 +83,7 @@ impl Relay {
                     {
                         break;
                     }
+                    Next::Frame { header, .. } if self.must_hold(header, sides) => break,
                     Next::Frame {
                         header,
                         expect,
@@ -112,6 +113,19 @@ impl Relay {
         Ok(())
     }
 
+    /// A message waits for the rest of itself, where its text or its arguments are to be read whole; and for the answer
+    /// to a query of ours, which may decide what it would mean. Only the first request of a lease goes with the replay
+    /// that it needs; if that is refused, the transaction that it stands in refuses the request, too, unless it ends it.
+    fn must_hold(&self, header: Header, sides: &Sides<'_>) -> bool {
+        let unread = sides.up.unread();
+        let read_whole = matches!(header.tag, b'Q' | b'P' | b'B' | b'F');
+        if read_whole && header.frame_len() <= PARSE_LEN_MAX && unread.len() < header.frame_len() {
+            return true;
+        }
+        let first = !self.first_sent && !may_end_transaction(header, unread);
+        self.replies.is_replaying() && !first
+    }
+
     fn begin_request(
         &mut self,
         header: Header,
@@ -130,6 +144,7 @@ impl Relay {
             self.note_function(sides.up.unread());
         }
         self.queries += u32::from(matches!(header.tag, b'Q' | b'E' | b'F'));
+        self.first_sent |= matches!(header.tag, b'Q' | b'S' | b'F');
         let reader = StatementReader::new(self.plain_strings);
         self.requests
             .begin(header, reader, &mut sides.memory.unnamed);
@@ -150,7 +165,7 @@ impl Relay {
         {
             // The name may be an argument. A Bind of another statement costs a question in vain.
             self.note_effects(*effects);
-            self.note_custom(sides.up.unread().get(..header.frame_len()));
+            self.note_custom(sides.up.unread().get(..header.frame_len()), false);
         }
         if !parse && header.tag != b'Q' {
             return None;
@@ -193,7 +208,7 @@ impl Relay {
                 sides.up.insert(&parse);
                 self.note_effects(effects);
                 if effects.contains(Effects::MAY_SET) {
-                    self.note_custom(Some(&parse));
+                    self.note_custom(Some(&parse), effects.contains(Effects::OPAQUE));
                 }
                 sides.memory.unnamed = Unnamed::Kept(parse.clone(), effects);
                 let note = Box::new(Note {
@@ -222,9 +237,25 @@ impl Relay {
         self.note_effects(effects);
         self.note_sequences(effects, whole, asks);
         if effects.contains(Effects::MAY_SET) {
-            self.note_custom(whole);
+            self.note_custom(whole, effects.contains(Effects::OPAQUE));
         }
     }
+}
+
+/// COMMIT, ROLLBACK and their kin, or what can't be told from its first word.
+fn may_end_transaction(header: Header, frame: &[u8]) -> bool {
+    let text = match (header.tag, frame.get(HEADER_LEN..)) {
+        (b'Q', Some(text)) => text,
+        (b'P', Some(body)) => body.splitn(2, |&byte| byte == 0).nth(1).unwrap_or_default(),
+        _ => return false,
+    };
+    let text = text.trim_ascii_start();
+    let letters = text.iter().take_while(|byte| byte.is_ascii_alphabetic());
+    let word = &text[..letters.count()];
+    word.is_empty()
+        || [&b"commit"[..], b"end", b"rollback", b"abort"]
+            .iter()
+            .any(|end| word.eq_ignore_ascii_case(end))
 }
 
 /// The functions of libpq's large object interface (src/include/catalog/pg_proc.dat), which leave nothing behind.

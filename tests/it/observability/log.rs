@@ -25,7 +25,8 @@ async fn a_day(format: &str) -> (Proxy, Database, String) {
     client.query("listen somebody").await;
     client.query("select 1").await;
     // A discard and a close: half a message, and gone.
-    client.send(&frames::query("select 2")[..8]).await;
+    let long = frames::query(&format!("select '{}'", "x".repeat(40_000)));
+    client.send(&long[..20_000]).await;
     drop(client);
     eventually("the backend is closed", async || {
         proxy.log().contains("backend closed")
