@@ -17,4 +17,5 @@ mod stopping;
 mod strangers;
 mod tls;
 mod transactions;
+mod two_worlds;
 mod wounds;

@@ -254,7 +254,8 @@ public final class Main {
                 }
                 connection.setAutoCommit(true);
             }
-            same(rows(connection, "select count(*) from pg_prepared_statements where statement like '%* 2'"), "1");
+            // More than one where a proxy shares them: other sessions prepare the same text.
+            same(rows(connection, "select count(*) > 0 from pg_prepared_statements where statement like '%* 2'"), "t");
         });
     }
 
