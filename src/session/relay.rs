@@ -101,6 +101,8 @@ pub(super) struct Relay {
     parameters: Parameters,
     /// The backend's unnamed statement is this session's.
     unnamed_here: bool,
+    /// Something of the client's was held back for an answer that was to come first.
+    held: bool,
     /// The first request of the lease has been sent, all of it.
     first_sent: bool,
     /// A statement that the server has just said it has.
@@ -144,6 +146,7 @@ impl Relay {
             sequences: Sequences::default(),
             parameters: conn.parameters.clone(),
             unnamed_here: false,
+            held: false,
             first_sent: false,
             found_here: None,
             plain_strings: has_plain_strings(settings, conn),
@@ -253,6 +256,11 @@ impl Relay {
         conn.buf.unsplit(self.down.into_unread());
         unsent
     }
+    /// The answer that a request was held for has come: the request goes to this backend, which is ready for it.
+    fn take_held(&mut self, sides: &Sides<'_>) -> bool {
+        std::mem::take(&mut self.held) && !sides.up.unread().is_empty()
+    }
+
     /// Decides what follows when nothing is owed any more; true if there is something more to send.
     fn at_ready(&mut self, sides: &mut Sides<'_>) -> Scan<bool> {
         if self.replies.needs_fence() && self.requests.at_boundary() {
@@ -267,10 +275,10 @@ impl Relay {
             return Err(RelayEnd::TransactionInStatementMode);
         }
         if sides.conn.status != TxStatus::Idle {
-            return Ok(false);
+            return Ok(self.take_held(sides));
         }
         self.note_state_left(sides.conn);
-        if self.settle_state(sides) {
+        if self.settle_state(sides) || self.take_held(sides) {
             return Ok(true);
         }
         if self.state.pins.is_empty() {

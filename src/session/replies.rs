@@ -13,6 +13,7 @@
 //! Pure: no I/O.
 
 use super::prepared::Note;
+use super::requests::Unnamed;
 use std::collections::VecDeque;
 
 /// A message that gets an answer.
@@ -152,6 +153,17 @@ impl PendingReplies {
         self.entries
             .iter()
             .filter_map(|entry| entry.note.as_deref())
+    }
+
+    /// What stood before the next message in flight that takes the unnamed statement's place.
+    pub fn next_replacing_unnamed(&mut self) -> Option<&mut Unnamed> {
+        let notes = self
+            .entries
+            .iter_mut()
+            .filter_map(|entry| entry.note.as_mut());
+        notes
+            .filter_map(|note| note.replaced_unnamed.as_mut())
+            .next()
     }
 
     /// A message of an earlier batch in flight concerns something.

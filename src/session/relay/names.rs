@@ -70,7 +70,10 @@ impl Relay {
                 return Err(RelayEnd::ClientFault(Violation::BadName(header.tag)));
             }
             Named::Incomplete => Translated::Incomplete,
-            _ if self.must_wait() => Translated::Incomplete,
+            _ if self.must_wait() => {
+                self.held = true;
+                Translated::Incomplete
+            }
             Named::Parse { name, body } => {
                 let (name, body) = (Name::from(name), body.to_vec());
                 self.parse(header, name, &body, sides)
@@ -343,8 +346,15 @@ impl Relay {
             }
             if let Some(before) = note.replaced_unnamed {
                 // A Parse that fails leaves no unnamed statement; one that is skipped leaves the one before.
-                sides.memory.unnamed = if note.failed { Unnamed::None } else { before };
-                self.unnamed_here = false;
+                let left = if note.failed { Unnamed::None } else { before };
+                match self.replies.next_replacing_unnamed() {
+                    // Another has taken its place since.
+                    Some(next) => *next = left,
+                    None => {
+                        sides.memory.unnamed = left;
+                        self.unnamed_here = false;
+                    }
+                }
             }
         }
     }

@@ -162,8 +162,14 @@ impl Relay {
         let client_is_due = self.replies.is_batch_open() || self.replies.is_copying_in();
         settling
             && !client_is_due
+            && !self.keeps_long_unnamed(sides)
             && !sides.memory.startup.is_empty()
             && self.requests.at_boundary()
+    }
+
+    /// Its unnamed statement lives on this backend alone.
+    fn keeps_long_unnamed(&self, sides: &Sides<'_>) -> bool {
+        matches!(sides.memory.unnamed, Unnamed::TooLong) && self.unnamed_here
     }
 
     /// Notifications are the client's.
@@ -173,7 +179,7 @@ impl Relay {
 
     /// Asks the server, or tells it, what must be settled before the backend can go; true while that is under way.
     pub(super) fn settle_state(&mut self, sides: &mut Sides<'_>) -> bool {
-        if matches!(sides.memory.unnamed, Unnamed::TooLong) && self.unnamed_here {
+        if self.keeps_long_unnamed(sides) {
             // A query of ours would drop it.
             self.state.pins.insert(PinReason::UnnamedStatement);
             return false;
@@ -245,7 +251,9 @@ impl Relay {
         let memory = &mut *sides.memory;
         // RESET leaves a custom parameter empty.
         let found = found.without_empty(&memory.startup);
+        // What is missing has been reset, or is not shown to another role.
         let hidden = found.has_role()
+            && !self.state.was_reset
             && !(memory.startup.is_within(&found) && memory.settings.is_within_but_roles(&found));
         if self.state.unknown || hidden {
             // Not all that is set is known, or shown to another role.

@@ -55,6 +55,7 @@ impl Relay {
     /// Examines what the client has sent.
     fn scan_up(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
         if self.holds_client(sides) {
+            self.held = true;
             return Ok(());
         }
         while !self.quit && !sides.up.unread().is_empty() && !self.replies.is_full() {
@@ -81,6 +82,7 @@ impl Relay {
                         .replies
                         .is_uncertain(|note| note.replaced_unnamed.is_some()) =>
                     {
+                        self.held = true;
                         break;
                     }
                     Next::Frame { header, .. } if self.must_hold(header, sides) => break,
@@ -116,14 +118,16 @@ impl Relay {
     /// A message waits for the rest of itself, where its text or its arguments are to be read whole; and for the answer
     /// to a query of ours, which may decide what it would mean. Only the first request of a lease goes with the replay
     /// that it needs; if that is refused, the transaction that it stands in refuses the request, too, unless it ends it.
-    fn must_hold(&self, header: Header, sides: &Sides<'_>) -> bool {
+    fn must_hold(&mut self, header: Header, sides: &Sides<'_>) -> bool {
         let unread = sides.up.unread();
         let read_whole = matches!(header.tag, b'Q' | b'P' | b'B' | b'F');
         if read_whole && header.frame_len() <= PARSE_LEN_MAX && unread.len() < header.frame_len() {
             return true;
         }
         let first = !self.first_sent && !may_end_transaction(header, unread);
-        self.replies.is_replaying() && !first
+        let held = self.replies.is_replaying() && !first;
+        self.held |= held;
+        held
     }
 
     fn begin_request(

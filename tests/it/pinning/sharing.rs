@@ -252,3 +252,57 @@ async fn what_a_function_left_unseen_ends_with_its_backend() {
     let gone = other.query("SELECT * FROM hidden").await;
     assert_eq!(code_of_frames(&gone), "42P01");
 }
+
+#[tokio::test]
+async fn a_request_held_for_a_replay_gets_the_backend_it_was_held_for() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).start().await;
+    let (mut one, mut two) = (proxy.raw(&db).await, proxy.raw(&db).await);
+    one.query("SET work_mem = '3MB'").await;
+    two.query("SET work_mem = '5MB'").await;
+    // Each has its settings replayed for a request that waits for that; the other wants the backend, too.
+    for end in ["ROLLBACK", "COMMIT", "END", "-- nothing\nABORT"] {
+        for _ in 0..20 {
+            one.send(&query(end)).await;
+            two.send(&query(end)).await;
+            one.ready().await;
+            two.ready().await;
+        }
+    }
+    assert_eq!(one.value("SHOW work_mem").await, "3MB");
+    assert_eq!(two.value("SHOW work_mem").await, "5MB");
+}
+
+#[tokio::test]
+async fn an_unnamed_statement_behind_one_that_fails_is_there() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).start().await;
+    let mut client = proxy.raw(&db).await;
+    let pipeline = [
+        parse("", "SELECT nothing FROM nowhere"),
+        sync(),
+        parse("", "SELECT 'second'"),
+        sync(),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ]
+    .concat();
+    client.send(&pipeline).await;
+    assert_eq!(code_of_frames(&client.ready().await), "42P01");
+    assert_eq!(client.ready().await[0].tag, b'1');
+    assert_eq!(column(&client.ready().await), ["second"]);
+}
+
+#[tokio::test]
+async fn reset_under_another_role_goes_back_to_the_logins_values() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).start().await;
+    let startup = [("application_name", "somebody"), ("TimeZone", "Asia/Tokyo")];
+    let mut client = proxy.raw_with(&db, &startup).await;
+    client.query("SET ROLE pg_monitor").await;
+    client.query("RESET ALL").await;
+    assert_eq!(client.value("SHOW application_name").await, "somebody");
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo");
+    assert_eq!(client.value("SELECT current_user").await, "pg_monitor");
+}
