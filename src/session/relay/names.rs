@@ -187,8 +187,16 @@ impl Relay {
         };
         let name = deallocated(text.split(|&byte| byte == 0).next().unwrap_or_default())?;
         let statement = sides.memory.names.remove(&name)?;
-        self.bring(&name, &statement, sides.conn, sides.up);
         let id = statement.id;
+        if !self.is_here(id, sides.conn) {
+            if sides.conn.prepared.has(id) {
+                self.evict(id, sides.conn, sides.up);
+            }
+            // Anything of that name will do, and an empty text is never refused: a query behind a Parse that fails is
+            // skipped.
+            sides.up.insert(&parse_message(id, b"\0\0\0"));
+            self.replies.push(Expect::Parse, ReplyAction::Skip);
+        }
         sides.conn.prepared.remove(id);
         let before = std::mem::take(&mut sides.memory.unnamed);
         self.unnamed_here = true;

@@ -295,6 +295,21 @@ async fn an_unnamed_statement_behind_one_that_fails_is_there() {
 }
 
 #[tokio::test]
+async fn a_statement_that_can_not_be_prepared_any_more_can_be_deallocated() {
+    let db = database().await;
+    db.execute("CREATE TABLE here (x int)").await;
+    let proxy = proxy().max_connections(2).start().await;
+    let (mut client, mut other) = (proxy.raw(&db).await, proxy.raw(&db).await);
+    prepare(&mut client, "s", "SELECT * FROM here").await;
+    // On the other backend, where it never was.
+    other.query("BEGIN").await;
+    client.query("SET search_path = nowhere").await;
+    let answer = client.query("DEALLOCATE s").await;
+    assert_eq!(errors(&answer), [""; 0], "{answer:?}");
+    assert_eq!(code_of_frames(&run(&mut client, "s").await), "26000");
+}
+
+#[tokio::test]
 async fn reset_under_another_role_goes_back_to_the_logins_values() {
     let db = database().await;
     let proxy = proxy().max_connections(1).start().await;
