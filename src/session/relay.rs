@@ -34,7 +34,7 @@ use bytes::BytesMut;
 use sequences::Sequences;
 use state::StateLeft;
 use std::io;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// The longest ParameterStatus, CommandComplete or ErrorResponse of ours that is read whole.
 const READ_WHOLE_MAX: usize = 32 * 1024;
@@ -237,6 +237,38 @@ impl Relay {
                 Ok(false) => return Poll::Pending,
             }
         }
+    }
+
+    /// A reply has gone to the client in part: nothing else may, before the rest of it.
+    pub(super) fn is_mid_reply(&self) -> bool {
+        self.passing.is_some()
+    }
+
+    /// Passes the rest of a reply that has gone to the client in part. Cancel-safe.
+    pub(super) fn poll_finish_reply(
+        &mut self,
+        sides: &mut Sides<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while let Some(passing) = &mut self.passing {
+            let count = self.down.unread().len().min(passing.remaining);
+            match passing.action {
+                ReplyAction::Forward | ReplyAction::Retag(_) => self.down.pass(count),
+                ReplyAction::Skip => self.down.remove(count),
+            }
+            passing.remaining -= count;
+            if passing.remaining == 0 {
+                self.passing = None;
+                break;
+            }
+            if !self.down.has_room() {
+                ready!(self.down.poll_drain(sides.client, cx))?;
+            }
+            if ready!(self.down.poll_fill(&mut sides.conn.stream, cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Writes what waits for the client; ready when nothing does.

@@ -7,7 +7,7 @@ use super::close::{CloseReason, describe, statement_mode_error};
 use super::farewell::Farewell;
 use super::memory::Memory;
 use super::prepared::StatementStore;
-use super::relay::{Hold, Relay, RelayEnd, opens_transaction};
+use super::relay::{Hold, Relay, RelayEnd, Sides, opens_transaction};
 use super::roster::{Control, Entry, Phase};
 use crate::backend::settings::Settings;
 use crate::cancel::{CancelHandle, Settled};
@@ -165,6 +165,9 @@ impl Session {
             Ended::Relay(RelayEnd::Released) => Ok(self.release(lease, relay).await),
             Ended::Relay(end) => Err(self.end(lease, relay, end).await),
             Ended::Close(reason, words) => {
+                if relay.is_mid_reply() {
+                    self.finish_reply(&mut lease, &mut relay).await;
+                }
                 self.last_words(&mut relay, Some(&words)).await;
                 self.leave(lease, relay, false);
                 Err(reason)
@@ -193,7 +196,10 @@ impl Session {
     }
 
     /// The relay broke off: last words, the backend's fate, the reason.
-    async fn end(mut self, lease: Lease, mut relay: Relay, end: RelayEnd) -> CloseReason {
+    async fn end(mut self, mut lease: Lease, mut relay: Relay, end: RelayEnd) -> CloseReason {
+        if relay.is_mid_reply() && matches!(end, RelayEnd::ClientFault(_)) {
+            self.finish_reply(&mut lease, &mut relay).await;
+        }
         let (reason, words) = describe(&end, relay.last_was_error());
         if let Some(words) = &words {
             tracing::warn!(client = %self.client, reason = reason.label(), cause = ?end, "session broken off");
@@ -241,13 +247,25 @@ impl Session {
         );
     }
 
-    /// Sends what the relay still has for the client, and a last message.
+    /// A last message goes behind a whole reply, not into it.
+    async fn finish_reply(&mut self, lease: &mut Lease, relay: &mut Relay) {
+        let mut sides = Sides {
+            client: &mut self.stream,
+            conn: lease.conn(),
+            up: &mut self.up,
+            memory: &mut self.memory,
+        };
+        let finishing = poll_fn(|cx| relay.poll_finish_reply(&mut sides, cx));
+        let _ = tokio::time::timeout(LAST_WORDS_DEADLINE, finishing).await;
+    }
+
+    /// Sends what the relay still has for the client, and a last message; that one not into the middle of a reply.
     async fn last_words(&mut self, relay: &mut Relay, words: Option<&ErrorMessage>) {
-        let stream = &mut self.stream;
+        let (stream, whole) = (&mut self.stream, !relay.is_mid_reply());
         let sending = async {
             poll_fn(|cx| relay.poll_flush(stream, cx)).await?;
             let mut message = BytesMut::new();
-            if let Some(words) = words {
+            if let Some(words) = words.filter(|_| whole) {
                 words.encode(&mut message);
             }
             stream.write_all(&message).await?;

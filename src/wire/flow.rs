@@ -19,6 +19,9 @@ const CAPACITY_FIRST: usize = 8 * 1024;
 /// Capacity once a read has filled the first one: bulk data in fewer system calls.
 const CAPACITY_BULK: usize = 64 * 1024;
 
+/// Room for less than this is not read into: messages would come in crumbs, at a system call each.
+const SPARE_LEAST: usize = 1024;
+
 /// One direction of a relay.
 #[derive(Debug, Default)]
 pub struct Flow {
@@ -121,7 +124,7 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         debug_assert!(self.has_room());
-        if self.buf.capacity() == self.buf.len() {
+        if self.buf.capacity() - self.buf.len() < SPARE_LEAST {
             self.grow();
         }
         tokio_util::io::poll_read_buf(Pin::new(stream), cx, &mut self.buf)
