@@ -186,6 +186,10 @@ impl Relay {
             return Some(Translated::Incomplete);
         };
         let name = deallocated(text.split(|&byte| byte == 0).next().unwrap_or_default())?;
+        if self.must_wait() {
+            self.held = true;
+            return Some(Translated::Incomplete);
+        }
         let statement = sides.memory.names.remove(&name)?;
         let id = statement.id;
         if !self.is_here(id, sides.conn) {
