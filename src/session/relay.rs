@@ -250,17 +250,7 @@ impl Relay {
         sides: &mut Sides<'_>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        while let Some(passing) = &mut self.passing {
-            let count = self.down.unread().len().min(passing.remaining);
-            match passing.action {
-                ReplyAction::Forward | ReplyAction::Retag(_) => self.down.pass(count),
-                ReplyAction::Skip => self.down.remove(count),
-            }
-            passing.remaining -= count;
-            if passing.remaining == 0 {
-                self.passing = None;
-                break;
-            }
+        while !self.pass_reply() {
             if !self.down.has_room() {
                 ready!(self.down.poll_drain(sides.client, cx))?;
             }

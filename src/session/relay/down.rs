@@ -39,17 +39,8 @@ impl Relay {
     /// Matches what the server has sent with what was asked.
     pub(super) fn scan_down(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
         loop {
-            if let Some(passing) = &mut self.passing {
-                let count = self.down.unread().len().min(passing.remaining);
-                match passing.action {
-                    ReplyAction::Forward | ReplyAction::Retag(_) => self.down.pass(count),
-                    ReplyAction::Skip => self.down.remove(count),
-                }
-                passing.remaining -= count;
-                if passing.remaining > 0 {
-                    return Ok(());
-                }
-                self.passing = None;
+            if !self.pass_reply() {
+                return Ok(());
             }
             let header = match Header::parse(self.down.unread()) {
                 Ok(Some(header)) => header,
@@ -67,6 +58,23 @@ impl Relay {
                 action,
             });
         }
+    }
+
+    /// Passes or drops what has come of the reply in progress; true if none is left in progress.
+    pub(super) fn pass_reply(&mut self) -> bool {
+        if let Some(passing) = &mut self.passing {
+            let count = self.down.unread().len().min(passing.remaining);
+            match passing.action {
+                ReplyAction::Forward | ReplyAction::Retag(_) => self.down.pass(count),
+                ReplyAction::Skip => self.down.remove(count),
+            }
+            passing.remaining -= count;
+            if passing.remaining > 0 {
+                return false;
+            }
+            self.passing = None;
+        }
+        true
     }
 
     /// What to do with the reply at the front; `None` until it is there whole, where it must be read.

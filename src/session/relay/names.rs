@@ -284,8 +284,11 @@ impl Relay {
         statement: Arc<Statement>,
         sides: &mut Sides<'_>,
     ) -> Arc<Statement> {
+        if sides.conn.prepared.has(statement.id) {
+            return statement;
+        }
         let scope = scope_of(&sides.memory.settings);
-        if sides.conn.prepared.has(statement.id) || statement.fits(&scope) {
+        if statement.fits(&scope) {
             return statement;
         }
         let anew = match self.state.settings_touched || !self.plain_strings {
