@@ -1,7 +1,7 @@
 //! A CancelRequest reaches exactly the query of the client that asked.
 
 use crate::support::frames::{column, errors, extended, query, sync, tags};
-use crate::support::{CancelKey, Database, Proxy, cancel, database, eventually, observer, proxy};
+use crate::support::{CancelKey, Database, cancel, database, eventually, observer, proxy, waiting};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,14 +15,6 @@ async fn running(db: &Database, count: usize) {
     eventually(&what, async || {
         let row = observer.client.query_one(sql, &[&db.name]).await.unwrap();
         row.get::<_, i64>(0) == i64::try_from(count).unwrap()
-    })
-    .await;
-}
-
-async fn waiting(proxy: &Proxy, count: u32) {
-    let what = format!("{count} clients wait for a backend");
-    eventually(&what, async || {
-        proxy.metrics().await.sum("pgsluice_clients_waiting", &[]) == f64::from(count)
     })
     .await;
 }

@@ -7,7 +7,7 @@ mod startup;
 
 use crate::support::frames::{self, bind, column, errors, execute, parse, query, sync};
 use crate::support::{
-    Database, Proxy, RawClient, code_of, database, eventually, observer, pid_of, proxy, text,
+    Database, Proxy, RawClient, code_of, database, observer, pid_of, proxy, text, waiting,
 };
 
 const PINS: &str = "pgsluice_database_connections_session_pinned";
@@ -39,14 +39,6 @@ fn simple(
 
 async fn pinned(proxy: &Proxy, label: &str) -> f64 {
     proxy.metrics().await.sum(PINS, &[("reason", label)])
-}
-
-async fn waiting(proxy: &Proxy, count: u32) {
-    let what = format!("{count} clients wait for a backend");
-    eventually(&what, async || {
-        proxy.metrics().await.sum("pgsluice_clients_waiting", &[]) == f64::from(count)
-    })
-    .await;
 }
 
 /// Two backends. One client pins one; two others want a transaction each: only one of them can have it, the pinned

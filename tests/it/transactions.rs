@@ -4,7 +4,7 @@ use crate::support::frames::{
     bind, column, copy_data, errors, execute, extended, flush, parse, query, sync, tags, terminate,
 };
 use crate::support::{
-    Database, Proxy, ROLE, RawClient, code_of, database, eventually, observer, pid_of, proxy, text,
+    Database, Proxy, ROLE, RawClient, code_of, database, observer, pid_of, proxy, text, waiting,
 };
 
 const TABLE: &str = "CREATE TABLE t (id int)";
@@ -14,14 +14,6 @@ async fn one_backend() -> (Database, Proxy) {
     db.execute(TABLE).await;
     let proxy = proxy().max_connections(1).start().await;
     (db, proxy)
-}
-
-async fn waiting(proxy: &Proxy, count: u32) {
-    let what = format!("{count} clients wait for a backend");
-    eventually(&what, async || {
-        proxy.metrics().await.sum("pgsluice_clients_waiting", &[]) == f64::from(count)
-    })
-    .await;
 }
 
 #[tokio::test]

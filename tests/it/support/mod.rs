@@ -40,4 +40,4 @@ pub use proxy::{Proxy, ProxyBuilder, proxy};
 pub use raw::{CancelKey, RawClient, cancel};
 pub use server::{Database, Observer, PASSWORD, ROLE, database, observer, server};
 pub use sql::{code_of, connect_as, message_of, pid_of, text};
-pub use wait::{PATIENCE, eventually, in_time};
+pub use wait::{PATIENCE, eventually, in_time, waiting};

@@ -1,5 +1,6 @@
 //! Waiting with an end.
 
+use super::Proxy;
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -8,6 +9,15 @@ use tokio::time::{Instant, sleep, timeout};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Looks until so many clients wait for a backend.
+pub async fn waiting(proxy: &Proxy, count: u32) {
+    let what = format!("{count} clients wait for a backend");
+    eventually(&what, async || {
+        proxy.metrics().await.sum("pgsluice_clients_waiting", &[]) == f64::from(count)
+    })
+    .await;
+}
 
 /// Looks until the condition holds.
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
