@@ -294,6 +294,7 @@ pub async fn connect(
             secret,
         },
         parameters: half.parameters,
+        first_parameters: Parameters::default(),
         status: TxStatus::Idle,
         applied: Some(Settings::empty()),
         prepared: PreparedHere::new(login.prepared_statements_max),
@@ -308,6 +309,7 @@ pub async fn connect(
             return Err(ConnectError::InitQuery(error).at(server));
         }
     }
+    conn.first_parameters = conn.parameters.clone();
     Ok(conn)
 }
 

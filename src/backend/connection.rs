@@ -82,6 +82,8 @@ pub struct BackendConnection {
     pub key: CancelTarget,
     /// What the server has reported.
     pub parameters: Parameters,
+    /// What it had reported before any client used it.
+    pub(super) first_parameters: Parameters,
     /// Where its session stands.
     pub status: TxStatus,
     /// Encrypted.
@@ -114,6 +116,13 @@ impl BackendConnection {
     /// The SQL that gives this backend a client's settings; `None` if it has them.
     pub fn replay_sql(&self, settings: &Settings) -> Option<String> {
         settings.replay_sql(self.applied.as_ref(), self.init_query.as_deref())
+    }
+
+    /// The value of a parameter that no client has set, where `init_query` has; `None` for the server's own default.
+    pub fn default_value(&self, name: &str) -> Option<&str> {
+        let mut reported = self.first_parameters.iter();
+        let (_, value) = reported.find(|(reported, _)| reported.eq_ignore_ascii_case(name))?;
+        self.has_init_query().then_some(value)
     }
 
     /// There is an `init_query`.

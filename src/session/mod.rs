@@ -19,6 +19,7 @@ mod memory;
 pub mod params;
 pub mod pin;
 pub mod prepared;
+mod reading;
 mod relay;
 pub mod replies;
 pub mod requests;

@@ -12,6 +12,7 @@
 
 mod down;
 mod names;
+mod scope;
 mod sequences;
 mod state;
 mod up;
@@ -31,6 +32,7 @@ use crate::wire::frame::BadLength;
 use crate::wire::from_backend::{ServerError, TxStatus};
 use crate::wire::to_backend;
 use bytes::BytesMut;
+use scope::Meaning;
 use sequences::Sequences;
 use state::StateLeft;
 use std::io;
@@ -97,6 +99,7 @@ pub(super) struct Relay {
     passing: Option<Passing>,
     state: StateLeft,
     sequences: Sequences,
+    meaning: Meaning,
     /// What the server had reported when the session's state was last known.
     parameters: Parameters,
     /// The backend's unnamed statement is this session's.
@@ -144,6 +147,7 @@ impl Relay {
             passing: None,
             state: StateLeft::default(),
             sequences: Sequences::default(),
+            meaning: Meaning::default(),
             parameters: conn.parameters.clone(),
             unnamed_here: false,
             held: false,
@@ -299,6 +303,7 @@ impl Relay {
         if sides.conn.status != TxStatus::Idle {
             return Ok(self.take_held(sides));
         }
+        self.settle_meaning();
         self.note_state_left(sides.conn);
         if self.settle_state(sides) || self.take_held(sides) {
             return Ok(true);

@@ -43,6 +43,8 @@ pub enum Expect {
     BadFlush,
     /// A query of the proxy's own that asks what the session has left.
     Survey,
+    /// An Execute of the proxy's own, whose rows it reads.
+    Ask,
 }
 
 /// What to do with a reply.
@@ -127,6 +129,25 @@ impl PendingReplies {
         self.entries
             .front()
             .is_some_and(|front| front.expect == Expect::Survey)
+    }
+
+    /// What comes now answers an Execute of the proxy's own.
+    pub fn is_asking(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Ask)
+    }
+
+    /// What comes now is swallowed.
+    pub fn is_swallowing(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.action == ReplyAction::Skip)
+    }
+
+    /// The server looks at nothing before the next Sync.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping_to_sync
     }
 
     /// What comes now answers the fence.
@@ -445,6 +466,7 @@ fn answers(expect: Expect, tag: u8) -> (bool, bool) {
         ),
         Expect::FunctionCall => (matches!(tag, b'V' | b'E'), false),
         Expect::Survey => (matches!(tag, b'T' | b'D' | b'C' | b'E'), false),
+        Expect::Ask => (matches!(tag, b'D' | b'C' | b'E'), tag == b'C'),
         Expect::Sync => (tag == b'E', false),
         Expect::Fence => (matches!(tag, b'I' | b'E'), false),
         Expect::BadFlush => (tag == b'E', false),

@@ -2,6 +2,7 @@
 
 mod cleaning;
 mod following;
+mod meaning;
 mod sharing;
 mod startup;
 

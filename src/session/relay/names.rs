@@ -5,15 +5,16 @@
 //! a statement that nobody has instead: that is answered in the same place, with a message of the same shape, and it is
 //! skipped after an error as the client's own message would have been.
 
+use super::scope::Around;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::connection::BackendConnection;
 use crate::backend::prepared::StatementId;
-use crate::backend::settings::Settings;
 use crate::session::deallocate::{begins_deallocate, deallocate_message, deallocated};
 use crate::session::prepared::{
-    Name, Named, Note, PARSE_LEN_MAX, Statement, close_message, named, names_a_moment,
-    parse_message, renamed_front,
+    Name, Named, Note, PARSE_LEN_MAX, Scope, Statement, close_message, named, parse_message,
+    renamed_front,
 };
+use crate::session::reading::{has_literal, names_a_moment};
 use crate::session::relay::Hold;
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::requests::{Unnamed, Violation};
@@ -21,7 +22,6 @@ use crate::session::statement::Effects;
 use crate::wire::flow::Flow;
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::from_backend::TxStatus;
-use bytes::BytesMut;
 use std::sync::Arc;
 
 /// The tag of ParseComplete, which has the shape of CloseComplete.
@@ -85,11 +85,14 @@ impl Relay {
                 };
                 let (before, name) = (before.to_vec(), Name::from(name));
                 if header.tag == b'C' {
-                    self.close(header, name, statement, sides)
-                } else {
-                    let expect = expect.unwrap_or(Expect::Describe);
-                    self.use_statement(header, expect, &before, (name, statement), sides)
+                    return Ok(self.close(header, name, statement, sides));
                 }
+                self.before_statement(statement.effects, sides);
+                let Some(brought) = self.bring(&name, statement, sides) else {
+                    return Ok(Translated::Incomplete);
+                };
+                let expect = expect.unwrap_or(Expect::Describe);
+                self.use_statement(header, expect, &before, (name, brought), sides)
             }
         })
     }
@@ -119,28 +122,18 @@ impl Relay {
         body: &[u8],
         sides: &mut Sides<'_>,
     ) -> Translated {
-        if sides.memory.names.is_full() {
+        if let Some(existing) = sides.memory.names.find(&name).cloned() {
+            return self.refuse_name(header, name, existing, sides);
+        }
+        // One that means what it meant at this moment can't be prepared elsewhere.
+        if sides.memory.names.is_full() || names_a_moment(body) {
             return Translated::Untouched;
         }
-        sides.up.remove(header.frame_len());
-        if let Some(existing) = sides.memory.names.find(&name).cloned() {
-            // Refused by the server in its own words, so that the batch and the transaction fail as they would.
-            self.bring(&name, &existing, sides.conn, sides.up);
-            sides.up.insert(&parse_message(existing.id, &existing.body));
-            let note = Note {
-                used: Some((name, existing)),
-                ..Note::default()
-            };
-            self.send_noted(Expect::Parse, ReplyAction::Forward, note);
-            return Translated::Whole;
-        }
-        let statement = match self.state.settings_touched || names_a_moment(body) {
-            true => sides.memory.statements.unshared(body),
-            false => {
-                let scope = scope_of(&sides.memory.settings);
-                sides.memory.statements.intern(body, &scope)
-            }
+        let Some(scope) = self.scope_now(None, sides) else {
+            return Translated::Incomplete;
         };
+        sides.up.remove(header.frame_len());
+        let statement = sides.memory.statements.intern(body, &scope);
         sides.memory.names.insert(name.clone(), statement.clone());
         let mut note = Note {
             named: Some(name.clone()),
@@ -163,6 +156,27 @@ impl Relay {
             .up
             .insert(&parse_message(statement.id, &statement.body));
         note.prepared = Some(statement.id);
+        self.send_noted(Expect::Parse, ReplyAction::Forward, note);
+        Translated::Whole
+    }
+
+    /// A name in use is refused by the server in its own words, so that the batch and the transaction fail as they would.
+    fn refuse_name(
+        &mut self,
+        header: Header,
+        name: Name,
+        existing: Arc<Statement>,
+        sides: &mut Sides<'_>,
+    ) -> Translated {
+        let Some(existing) = self.bring(&name, existing, sides) else {
+            return Translated::Incomplete;
+        };
+        sides.up.remove(header.frame_len());
+        sides.up.insert(&parse_message(existing.id, &existing.body));
+        let note = Note {
+            used: Some((name, existing)),
+            ..Note::default()
+        };
         self.send_noted(Expect::Parse, ReplyAction::Forward, note);
         Translated::Whole
     }
@@ -239,7 +253,7 @@ impl Relay {
         Translated::Whole
     }
 
-    /// Bind, Describe.
+    /// Bind, Describe of a statement that is on its way.
     fn use_statement(
         &mut self,
         header: Header,
@@ -248,7 +262,6 @@ impl Relay {
         (name, statement): (Name, Arc<Statement>),
         sides: &mut Sides<'_>,
     ) -> Translated {
-        self.before_statement(statement.effects, sides);
         self.note_effects(statement.effects);
         self.note_sequences(
             statement.effects,
@@ -263,8 +276,6 @@ impl Relay {
                 statement.effects.contains(Effects::OPAQUE),
             );
         }
-        let statement = self.in_scope(&name, statement, sides);
-        self.bring(&name, &statement, sides.conn, sides.up);
         let came = HEADER_LEN + before.len() + name.len() + 1;
         let front = renamed_front(header, before, &name, statement.id);
         sides.up.remove(came);
@@ -277,50 +288,37 @@ impl Relay {
         Translated::Front(header.frame_len() - came)
     }
 
-    /// What is to be prepared anew under other settings than at first is another statement from then on.
-    fn in_scope(
-        &self,
-        name: &Name,
-        statement: Arc<Statement>,
-        sides: &mut Sides<'_>,
-    ) -> Arc<Statement> {
-        if sides.conn.prepared.has(statement.id) {
-            return statement;
-        }
-        let scope = scope_of(&sides.memory.settings);
-        if statement.fits(&scope) {
-            return statement;
-        }
-        let anew = match self.state.settings_touched || !self.plain_strings {
-            true => sides.memory.statements.unshared(&statement.body),
-            false => sides.memory.statements.intern(&statement.body, &scope),
-        };
-        sides.memory.names.insert(name.clone(), anew.clone());
-        anew
-    }
-
-    /// Prepares a statement on the backend if it is not there.
+    /// Prepares a statement on the backend if it is not there; what it is known as from then on, or `None` while the server
+    /// is asked what its text would mean now.
     fn bring(
         &mut self,
         name: &Name,
-        statement: &Arc<Statement>,
-        conn: &mut BackendConnection,
-        up: &mut Flow,
-    ) {
-        if self.is_here(statement.id, conn) {
-            return;
+        statement: Arc<Statement>,
+        sides: &mut Sides<'_>,
+    ) -> Option<Arc<Statement>> {
+        if self.is_here(statement.id, sides.conn) {
+            return Some(statement);
         }
-        if conn.prepared.has(statement.id) {
-            self.evict(statement.id, conn, up);
+        let now = self.scope_now(Some(&statement), sides)?;
+        let statement = in_place(name, statement, &now, sides);
+        if self.is_here(statement.id, sides.conn) {
+            return Some(statement);
         }
-        self.make_room(statement.id, conn, up);
-        up.insert(&parse_message(statement.id, &statement.body));
+        if sides.conn.prepared.has(statement.id) {
+            self.evict(statement.id, sides.conn, sides.up);
+        }
+        self.make_room(statement.id, sides.conn, sides.up);
+        let parse = parse_message(statement.id, &statement.body);
         let note = Note {
             prepared: Some(statement.id),
             used: Some((name.clone(), statement.clone())),
             ..Note::default()
         };
-        self.send_noted(Expect::Parse, ReplyAction::Skip, note);
+        let push = |relay: &mut Self| relay.send_noted(Expect::Parse, ReplyAction::Skip, note);
+        let reading = has_literal(&statement.body).then_some(&statement.scope.reading);
+        let around = reading.and_then(|was| Around::reading(was, &now.reading, sides.conn));
+        self.insert_between(around, &parse, sides.up, push);
+        Some(statement)
     }
 
     fn make_room(&mut self, id: StatementId, conn: &mut BackendConnection, up: &mut Flow) {
@@ -375,39 +373,22 @@ impl Relay {
     }
 }
 
-/// What else decides what a text means: prepared under another search_path, TimeZone or client_encoding, the same text is
-/// another statement.
-fn scope_of(settings: &Settings) -> BytesMut {
-    let mut scope = BytesMut::new();
-    for (name, value) in settings.iter().filter(|(name, _)| !is_harmless(name)) {
-        scope.extend_from_slice(name.as_bytes());
-        scope.extend_from_slice(b"=");
-        scope.extend_from_slice(value.as_bytes());
-        scope.extend_from_slice(b"\0");
+/// What is to be prepared anew where its names mean something else is another statement from then on: the first decides the
+/// shape of the rows.
+fn in_place(
+    name: &Name,
+    statement: Arc<Statement>,
+    now: &Scope,
+    sides: &mut Sides<'_>,
+) -> Arc<Statement> {
+    if statement.scope.place == now.place || sides.conn.prepared.has(statement.id) {
+        return statement;
     }
-    scope
-}
-
-/// Parameters that change nothing in how a text is parsed; all others are thought to.
-fn is_harmless(name: &str) -> bool {
-    matches!(
-        name,
-        "application_name"
-            | "work_mem"
-            | "maintenance_work_mem"
-            | "client_min_messages"
-            | "synchronous_commit"
-            | "extra_float_digits"
-            | "bytea_output"
-            | "jit"
-            | "statement_timeout"
-            | "lock_timeout"
-            | "idle_in_transaction_session_timeout"
-            | "idle_session_timeout"
-            | "default_transaction_isolation"
-            | "default_transaction_read_only"
-            | "default_transaction_deferrable"
-    ) || name.starts_with("log_")
-        || name.starts_with("enable_")
-        || name.contains('.')
+    let scope = Scope {
+        place: now.place.clone(),
+        reading: statement.scope.reading.clone(),
+    };
+    let anew = sides.memory.statements.intern(&statement.body, &scope);
+    sides.memory.names.insert(name.clone(), anew.clone());
+    anew
 }

@@ -91,6 +91,9 @@ impl Relay {
     pub(super) fn note_effects(&mut self, effects: Effects) {
         self.state.settings_touched |=
             effects.contains(Effects::MAY_SET) && self.hold != Hold::Session;
+        if effects.contains(Effects::MAY_CHANGE_MEANING) {
+            self.touch_meaning();
+        }
         self.state.reset |= effects.contains(Effects::RESET);
         self.state.opaque |= effects.contains(Effects::OPAQUE);
         self.state.doubtful |= effects.contains(Effects::MAY_RELEASE.union(Effects::OPAQUE));

@@ -1,11 +1,16 @@
 //! Towards the backend: what the client has sent is examined and passed on.
 
 use super::names::Translated;
+use super::scope::Around;
 use super::{Relay, RelayEnd, Scan, Sides};
+use crate::backend::settings::Settings;
 use crate::session::pin::PinReason;
-use crate::session::prepared::{Note, PARSE_LEN_MAX};
+use crate::session::prepared::{Note, PARSE_LEN_MAX, Scope};
+use crate::session::reading::{has_literal, names_a_moment};
 use crate::session::replies::{Expect, ReplyAction};
-use crate::session::requests::{CLOSE_UNNAMED, Need, Next, RequestReader, Told, Unnamed, look};
+use crate::session::requests::{
+    CLOSE_UNNAMED, Kept, Need, Next, RequestReader, Told, Unnamed, look,
+};
 use crate::session::statement::{Effects, StatementReader};
 use crate::wire::frame::{HEADER_LEN, Header};
 use std::task::{Context, Poll};
@@ -108,6 +113,11 @@ impl Relay {
                 .read(&unread[..count], first, &mut sides.memory.unnamed);
             if let Some(told) = told {
                 let whole = first.then_some(&unread[..count]);
+                if let (Unnamed::Kept(_), Some(frame)) = (&sides.memory.unnamed, whole) {
+                    let settings = &sides.memory.settings;
+                    let kept = std::mem::take(&mut sides.memory.unnamed);
+                    sides.memory.unnamed = self.in_its_reading(kept, frame, settings);
+                }
                 self.on_told(told, whole, &mut sides.memory.reads_sequences);
             }
             sides.up.pass(count);
@@ -164,11 +174,11 @@ impl Relay {
         let parse = is_unnamed_parse(header, sides.up.unread())
             || is_unnamed_close(header, sides.up.unread());
         if header.tag == b'B'
-            && let Unnamed::Kept(_, effects) = &sides.memory.unnamed
-            && effects.contains(Effects::MAY_SET)
+            && let Unnamed::Kept(kept) = &sides.memory.unnamed
+            && kept.effects.contains(Effects::MAY_SET)
         {
             // The name may be an argument. A Bind of another statement costs a question in vain.
-            self.note_effects(*effects);
+            self.note_effects(kept.effects);
             self.note_custom(sides.up.unread().get(..header.frame_len()), false);
         }
         if !parse && header.tag != b'Q' {
@@ -179,12 +189,10 @@ impl Relay {
         let certain = !parse && self.replies.is_settled();
         self.unnamed_here = true;
         self.state.pins.remove(PinReason::UnnamedStatement);
-        (!certain).then(|| {
-            Box::new(Note {
-                replaced_unnamed: Some(before),
-                ..Note::default()
-            })
-        })
+        match certain {
+            true => None,
+            false => note_replaced(before),
+        }
     }
 
     /// The function call protocol names functions by number: the large objects' own are known, any other may do anything.
@@ -199,35 +207,51 @@ impl Relay {
         }
     }
 
+    /// The unnamed statement that `frame` prepares, with what its literals are read under. Where the proxy can't know that, or
+    /// where they name the moment, no other backend can have it: there it is an error.
+    fn in_its_reading(&self, unnamed: Unnamed, frame: &[u8], settings: &Settings) -> Unnamed {
+        match unnamed {
+            Unnamed::Kept(kept) if frame.get(HEADER_LEN) == Some(&0) && has_literal(frame) => {
+                if self.is_meaning_touched() || names_a_moment(frame) {
+                    return Unnamed::None;
+                }
+                let reading = Some(Scope::of(settings).reading);
+                Unnamed::Kept(Kept { reading, ..kept })
+            }
+            as_it_is => as_it_is,
+        }
+    }
+
     /// The unnamed statement was prepared on another backend, or never: prepare it here, or make sure that nobody
     /// else's is used.
     fn bring_unnamed(&mut self, sides: &mut Sides<'_>) {
         self.unnamed_here = true;
-        let note = Box::new(Note {
-            replaced_unnamed: Some(Unnamed::None),
-            ..Note::default()
-        });
-        match std::mem::take(&mut sides.memory.unnamed) {
-            Unnamed::Kept(parse, effects) => {
-                sides.up.insert(&parse);
-                self.note_effects(effects);
-                if effects.contains(Effects::MAY_SET) {
-                    self.note_custom(Some(&parse), effects.contains(Effects::OPAQUE));
-                }
-                sides.memory.unnamed = Unnamed::Kept(parse.clone(), effects);
-                let note = Box::new(Note {
-                    replaced_unnamed: Some(Unnamed::Kept(parse, effects)),
-                    ..*note
-                });
-                self.replies
-                    .push_noted(Expect::Parse, ReplyAction::Skip, Some(note));
-            }
-            Unnamed::None | Unnamed::TooLong => {
+        let before = std::mem::take(&mut sides.memory.unnamed);
+        let kept = match before {
+            Unnamed::Kept(kept) if kept.reading.is_none() || !self.is_meaning_touched() => kept,
+            _ => {
                 sides.up.insert(CLOSE_UNNAMED);
-                self.replies
-                    .push_noted(Expect::Close, ReplyAction::Skip, Some(note));
+                let note = note_replaced(Unnamed::None);
+                return self
+                    .replies
+                    .push_noted(Expect::Close, ReplyAction::Skip, note);
             }
+        };
+        let now = Scope::of(&sides.memory.settings).reading;
+        let note = note_replaced(Unnamed::Kept(kept.clone()));
+        let push = |relay: &mut Self| {
+            let action = ReplyAction::Skip;
+            relay.replies.push_noted(Expect::Parse, action, note);
+        };
+        let reading = kept.reading.as_ref();
+        let around = reading.and_then(|was| Around::reading(was, &now, sides.conn));
+        self.insert_between(around, &kept.parse, sides.up, push);
+        self.note_effects(kept.effects);
+        if kept.effects.contains(Effects::MAY_SET) {
+            let is_opaque = kept.effects.contains(Effects::OPAQUE);
+            self.note_custom(Some(&kept.parse), is_opaque);
         }
+        sides.memory.unnamed = Unnamed::Kept(kept);
     }
 
     fn on_told(&mut self, told: Told, whole: Option<&[u8]>, asks: &mut bool) {
@@ -244,6 +268,14 @@ impl Relay {
             self.note_custom(whole, effects.contains(Effects::OPAQUE));
         }
     }
+}
+
+/// Another unnamed statement takes the place of `before`.
+fn note_replaced(before: Unnamed) -> Option<Box<Note>> {
+    Some(Box::new(Note {
+        replaced_unnamed: Some(before),
+        ..Note::default()
+    }))
 }
 
 /// COMMIT, ROLLBACK and their kin, or what can't be told from its first word.
