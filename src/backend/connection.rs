@@ -1,7 +1,7 @@
 //! A database connection that has logged in. It exists only then: made by [`super::connect::connect`] alone.
 
 use super::cancel::{CancelTarget, send_cancel};
-use super::prepared::PreparedHere;
+use super::prepared::{PreparedHere, SqlPreparedHere};
 use super::settings::Settings;
 use crate::ids::{BackendId, Role};
 use crate::tls::Stream;
@@ -92,6 +92,8 @@ pub struct BackendConnection {
     pub applied: Option<Settings>,
     /// Which of the proxy's statements it has.
     pub prepared: PreparedHere,
+    /// What a session has prepared on it by SQL.
+    pub sql_prepared: SqlPreparedHere,
     pub(super) role: Role,
     /// `init_query`: what RESET ALL and DISCARD ALL take away beside the clients' settings.
     pub(super) init_query: Option<Arc<str>>,
@@ -133,6 +135,7 @@ impl BackendConnection {
     /// DISCARD ALL has run: no client's settings are left, no statement, and nothing of `init_query`.
     pub fn was_discarded(&mut self) {
         self.prepared.clear();
+        self.sql_prepared.clear();
         self.was_discarded_but_for_statements();
     }
 

@@ -2,6 +2,7 @@
 
 use super::prepared::{Names, StatementStore};
 use super::requests::Unnamed;
+use super::sql_statements::SqlStatements;
 use crate::backend::settings::Settings;
 use std::sync::Arc;
 
@@ -12,6 +13,8 @@ pub(super) struct Memory {
     pub(super) unnamed: Unnamed,
     /// Its names for prepared statements; boxed, as most sessions at rest have few or none.
     pub(super) names: Box<Names>,
+    /// Its statements prepared by SQL.
+    pub(super) sql: Box<SqlStatements>,
     /// Where statements are shared.
     pub(super) statements: Arc<StatementStore>,
     /// It asks for sequence values by currval or lastval.
@@ -29,6 +32,7 @@ impl Memory {
             unnamed: Unnamed::None,
             reads_sequences: false,
             names: Box::default(),
+            sql: Box::default(),
             statements,
             startup: settings.clone(),
             settings,

@@ -25,6 +25,7 @@ pub mod replies;
 pub mod requests;
 pub mod roster;
 mod run;
+mod sql_statements;
 pub mod statement;
 pub mod survey;
 

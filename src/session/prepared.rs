@@ -125,9 +125,14 @@ impl StatementStore {
         made
     }
 
+    /// A number that no other statement has.
+    pub fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn make(self: &Arc<Self>, body: &[u8], scope: &Scope, hash: u64) -> Arc<Statement> {
         Arc::new(Statement {
-            id: StatementId(self.next.fetch_add(1, Ordering::Relaxed)),
+            id: StatementId(self.next_id()),
             body: Bytes::copy_from_slice(body),
             effects: effects_of(body),
             scope: scope.clone(),
@@ -172,7 +177,7 @@ impl Drop for Statement {
 }
 
 /// `body` begins with the text; a zero byte ends it.
-fn effects_of(body: &[u8]) -> Effects {
+pub fn effects_of(body: &[u8]) -> Effects {
     let text = body.split(|&byte| byte == 0).next().unwrap_or_default();
     let mut reader = StatementReader::default();
     reader.feed(text);
@@ -238,6 +243,10 @@ pub struct Note {
     pub used: Option<(Name, Arc<Statement>)>,
     /// The client's unnamed statement before this message took its place.
     pub replaced_unnamed: Option<Unnamed>,
+    /// The name that SQL's PREPARE gets on the backend.
+    pub sql_prepared: Option<String>,
+    /// The name that SQL's DEALLOCATE takes from the backend, and what it was.
+    pub sql_gone: Option<(String, u64)>,
     /// The message itself failed; else one before it did.
     pub failed: bool,
 }

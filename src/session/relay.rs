@@ -14,12 +14,14 @@ mod down;
 mod names;
 mod scope;
 mod sequences;
+mod sql_prepared;
 mod state;
 mod up;
 
 pub(super) use up::{opens_transaction, replaces_unnamed};
 
 use super::memory::Memory;
+use super::prepared::{Name, Statement};
 use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
 use super::requests::{RequestReader, Violation};
 use super::survey::Survey;
@@ -36,6 +38,7 @@ use scope::Meaning;
 use sequences::Sequences;
 use state::StateLeft;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 /// The longest ParameterStatus, CommandComplete or ErrorResponse of ours that is read whole.
@@ -110,6 +113,10 @@ pub(super) struct Relay {
     first_sent: bool,
     /// A statement that the server has just said it has.
     found_here: Option<StatementId>,
+    /// The name that the next text had in the place of one of ours.
+    renamed: Option<(Name, Arc<Statement>)>,
+    /// A Sync of ours goes behind the simple query that is passing.
+    sync_behind: bool,
     /// standard_conforming_strings: how its texts are read.
     plain_strings: bool,
     survey: Option<Survey>,
@@ -131,14 +138,15 @@ struct Passing {
 type Scan<T> = Result<T, RelayEnd>;
 
 impl Relay {
-    /// Begins on a fresh lease; `settings` are what the session wants the backend to have.
+    /// Begins on a fresh lease, for a session with this memory.
     pub(super) fn start(
         hold: Hold,
-        settings: &Settings,
+        memory: &Memory,
         read_sequences: bool,
         conn: &mut BackendConnection,
         up: &mut Flow,
     ) -> (Self, bool) {
+        let settings = &memory.settings;
         let mut relay = Self {
             hold,
             down: Flow::with_unread(std::mem::take(&mut conn.buf)),
@@ -153,6 +161,8 @@ impl Relay {
             held: false,
             first_sent: false,
             found_here: None,
+            renamed: None,
+            sync_behind: false,
             plain_strings: has_plain_strings(settings, conn),
             survey: None,
             restoring: false,
@@ -161,6 +171,9 @@ impl Relay {
             queries: 0,
         };
         let replayed = relay.replay(settings, conn, up);
+        if hold != Hold::Session {
+            relay.clear_sql_prepared(memory, conn, up);
+        }
         if read_sequences && hold != Hold::Session {
             relay.discard_sequences(up);
         }
@@ -303,9 +316,12 @@ impl Relay {
         if sides.conn.status != TxStatus::Idle {
             return Ok(self.take_held(sides));
         }
-        self.settle_meaning();
         self.note_state_left(sides.conn);
-        if self.settle_state(sides) || self.take_held(sides) {
+        if self.settle_state(sides) {
+            return Ok(true);
+        }
+        self.settle_meaning();
+        if self.take_held(sides) {
             return Ok(true);
         }
         if self.state.pins.is_empty() {

@@ -82,6 +82,10 @@ impl Entry {
         )
     }
 
+    fn is_clients_query(&self) -> bool {
+        self.expect == Expect::Query && self.action == ReplyAction::Forward
+    }
+
     fn is_own_query(&self) -> bool {
         self.action == ReplyAction::Skip
             && matches!(self.expect, Expect::Query | Expect::Fence | Expect::Survey)
@@ -97,6 +101,8 @@ pub struct PendingReplies {
     skipping_to_sync: bool,
     copying_in: bool,
     swallowed_syncs: bool,
+    /// A query of the client's is not looked at, for an error before it: the next Sync, whose ever it is, is its end.
+    query_skipped: bool,
     fence_needed: bool,
     /// Of messages that the server has not carried out, in the order sent.
     undone: Vec<Note>,
@@ -257,7 +263,11 @@ impl PendingReplies {
             Expect::Sync => {
                 self.skipping_to_sync = false;
                 self.batch_open = false;
-                self.entries.push_back(entry);
+                let action = match std::mem::take(&mut self.query_skipped) {
+                    true => ReplyAction::Forward,
+                    false => entry.action,
+                };
+                self.entries.push_back(Entry { action, ..entry });
             }
             _ if self.skipping_to_sync => self.undo(entry),
             // Not what a COPY is fed with: the server takes it for the COPY's end, an error, and for nothing else
@@ -285,6 +295,7 @@ impl PendingReplies {
     }
 
     fn undo(&mut self, entry: Entry) {
+        self.query_skipped |= entry.is_clients_query();
         self.undone.extend(entry.note.map(|note| *note));
     }
 
@@ -399,8 +410,17 @@ impl PendingReplies {
                 let ignored = self
                     .entries
                     .drain(..next_sync.unwrap_or(self.entries.len()));
-                let notes = ignored.filter_map(|entry| entry.note);
+                let mut query_skipped = false;
+                let notes = ignored.filter_map(|entry| {
+                    query_skipped |= entry.is_clients_query();
+                    entry.note
+                });
                 self.undone.extend(notes.map(|note| *note));
+                match self.entries.front_mut() {
+                    Some(sync) if query_skipped => sync.action = ReplyAction::Forward,
+                    Some(_) => {}
+                    None => self.query_skipped = query_skipped,
+                }
                 self.pass_copy_marks();
             }
         }

@@ -147,7 +147,7 @@ impl Session {
         self.control().enter(Phase::Active);
         let (mut relay, replayed) = Relay::start(
             self.hold,
-            &self.memory.settings,
+            &self.memory,
             self.pool.reads_sequences(),
             lease.conn(),
             &mut self.up,

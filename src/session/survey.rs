@@ -13,6 +13,7 @@ use crate::backend::settings::{Settings, literal};
 ///   depends on its client_encoding, what a replay sends does not. pg_settings leaves out role and session_authorization
 ///   (GUC_NO_SHOW_ALL, src/backend/utils/misc/guc_tables.c). SET TRANSACTION's parameters keep their source after the
 ///   transaction, but not their value.
+/// - `p`: a statement prepared by SQL, and the text that prepared it, if it is not long.
 /// - `l`: a reason to keep the backend. Statements of our own are shared, not left.
 const SQL: &str = "\
 SELECT 's', name, pg_catalog.encode(pg_catalog.convert_to(setting, pg_catalog.getdatabaseencoding()), 'hex') \
@@ -22,7 +23,9 @@ UNION ALL SELECT 's', 'role', pg_catalog.encode(pg_catalog.convert_to(pg_catalog
  pg_catalog.getdatabaseencoding()), 'hex') WHERE pg_catalog.current_setting('role') <> 'none' \
 UNION ALL SELECT 's', 'session_authorization', pg_catalog.encode(pg_catalog.convert_to(session_user::pg_catalog.text, \
  pg_catalog.getdatabaseencoding()), 'hex') \
-UNION ALL SELECT 'l', 'sql_prepare', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
+UNION ALL SELECT 'p', name, pg_catalog.encode(pg_catalog.convert_to(\
+ CASE WHEN pg_catalog.length(statement) < 8000 THEN statement ELSE '' END, pg_catalog.getdatabaseencoding()), 'hex') \
+ FROM pg_catalog.pg_prepared_statements WHERE from_sql \
 UNION ALL SELECT 'l', 'named_statement', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
  WHERE NOT from_sql AND name NOT LIKE 'pgsluice\\_%' AND name <> '') \
 UNION ALL SELECT 'l', 'temp_object', '' WHERE pg_catalog.pg_my_temp_schema() <> 0 AND (\
@@ -67,6 +70,7 @@ pub const SURVEYED: [PinReason; 7] = [
 #[derive(Debug, Default)]
 pub struct Survey {
     settings: Vec<(String, String)>,
+    sql_prepared: Vec<(String, String)>,
     bytes: usize,
     left: PinReasons,
     failed: bool,
@@ -77,6 +81,8 @@ pub struct Survey {
 pub struct Found {
     /// Every run-time parameter set in the session.
     pub settings: Settings,
+    /// Statements prepared by SQL: names and texts.
+    pub sql_prepared: Vec<(String, String)>,
     /// Reasons to keep the backend.
     pub left: PinReasons,
 }
@@ -94,6 +100,7 @@ impl Survey {
                 self.failed |= self.bytes > SETTINGS_BYTES_MAX;
                 self.settings.push((name.to_ascii_lowercase(), value));
             }
+            ("p", Some(value)) => self.sql_prepared.push((name.to_owned(), value)),
             ("l", _) => match SURVEYED.iter().find(|reason| reason.label() == name) {
                 Some(reason) => self.left.insert(*reason),
                 None => self.failed = true,
@@ -117,6 +124,7 @@ impl Survey {
         let settings = self.settings.into_iter().filter(|setting| !own(setting));
         Some(Found {
             settings: Settings::from_pairs(settings),
+            sql_prepared: self.sql_prepared,
             left: self.left,
         })
     }

@@ -53,10 +53,17 @@ pub fn flush(buf: &mut BytesMut) {
     tagged(buf, b'H', |_| {});
 }
 
-/// A statement without parameters, carried out by the extended protocol under a name of its own: Parse, Bind, Execute,
-/// Close of the portal, Close of the statement.
+/// A statement without parameters, carried out by the extended protocol under a name of its own: Close of what an error
+/// may have left of that name, Parse, Bind, Execute, Close of the portal, Close of the statement.
 pub fn own_statement(buf: &mut BytesMut, name: &str, sql: &[u8]) {
     let name = name.as_bytes();
+    let close = |buf: &mut BytesMut, kind: u8| {
+        tagged(buf, b'C', |buf| {
+            buf.put_u8(kind);
+            text(buf, name);
+        });
+    };
+    close(buf, b'S');
     tagged(buf, b'P', |buf| {
         text(buf, name);
         text(buf, sql);
@@ -72,12 +79,8 @@ pub fn own_statement(buf: &mut BytesMut, name: &str, sql: &[u8]) {
         text(buf, name);
         buf.put_u32(0);
     });
-    for kind in [b'P', b'S'] {
-        tagged(buf, b'C', |buf| {
-            buf.put_u8(kind);
-            text(buf, name);
-        });
-    }
+    close(buf, b'P');
+    close(buf, b'S');
 }
 
 /// SSLRequest

@@ -4,6 +4,7 @@ mod cleaning;
 mod following;
 mod meaning;
 mod sharing;
+mod sql_prepared;
 mod startup;
 
 use crate::support::frames::{self, bind, column, errors, execute, parse, query, sync};
@@ -82,8 +83,8 @@ async fn keeps_its_backend(reason: Reason) {
 }
 
 #[tokio::test]
-async fn a_statement_prepared_by_sql_keeps_its_backend() {
-    let prepare = "PREPARE s AS SELECT 'prepared'";
+async fn statements_prepared_by_one_text_keep_their_backend() {
+    let prepare = "PREPARE s AS SELECT 'prepared'; PREPARE t AS SELECT 1";
     keeps_its_backend(simple("sql_prepare", prepare, "EXECUTE s", "prepared")).await;
 }
 

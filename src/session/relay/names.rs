@@ -11,8 +11,8 @@ use crate::backend::connection::BackendConnection;
 use crate::backend::prepared::StatementId;
 use crate::session::deallocate::{begins_deallocate, deallocate_message, deallocated};
 use crate::session::prepared::{
-    Name, Named, Note, PARSE_LEN_MAX, Scope, Statement, close_message, named, parse_message,
-    renamed_front,
+    Name, Named, Note, PARSE_LEN_MAX, Scope, Statement, close_message, effects_of, named,
+    parse_message, renamed_front,
 };
 use crate::session::reading::{has_literal, names_a_moment};
 use crate::session::relay::Hold;
@@ -60,6 +60,9 @@ impl Relay {
         if let Some(translated) = self.deallocate(header, sides) {
             return Ok(translated);
         }
+        if let Some(translated) = self.rename_in_text(header, sides) {
+            return Ok(translated);
+        }
         // Shared statements are read as most clients' are.
         let cannot_be_shared =
             header.tag == b'P' && (header.frame_len() > PARSE_LEN_MAX || !self.plain_strings);
@@ -73,6 +76,15 @@ impl Relay {
             _ if self.must_wait() => {
                 self.held = true;
                 Translated::Incomplete
+            }
+            // The server knows a name that SQL has given, once it is there.
+            Named::Parse { name, .. } | Named::Use { name, .. }
+                if std::str::from_utf8(name)
+                    .is_ok_and(|name| sides.memory.sql.find(name).is_some()) =>
+            {
+                self.state.settings_touched |= header.tag == b'C';
+                self.bring_sql_prepared(sides);
+                Translated::Untouched
             }
             Named::Parse { name, body } => {
                 let (name, body) = (Name::from(name), body.to_vec());
@@ -99,7 +111,7 @@ impl Relay {
 
     /// A batch before this one is in flight that changes names or statements, or may: whether it does is known when it is
     /// answered. What ends it has been sent, so it will be.
-    fn must_wait(&mut self) -> bool {
+    pub(super) fn must_wait(&mut self) -> bool {
         let changes = |note: &Note| {
             note.named.is_some()
                 || note.unnamed.is_some()
@@ -125,8 +137,9 @@ impl Relay {
         if let Some(existing) = sides.memory.names.find(&name).cloned() {
             return self.refuse_name(header, name, existing, sides);
         }
-        // One that means what it meant at this moment can't be prepared elsewhere.
-        if sides.memory.names.is_full() || names_a_moment(body) {
+        // One that means what it meant at this moment, or what another name means, can't be prepared elsewhere.
+        let can_move = |body| !names_a_moment(body) && !executes(body);
+        if sides.memory.names.is_full() || !can_move(body) {
             return Translated::Untouched;
         }
         let Some(scope) = self.scope_now(None, sides) else {
@@ -290,7 +303,7 @@ impl Relay {
 
     /// Prepares a statement on the backend if it is not there; what it is known as from then on, or `None` while the server
     /// is asked what its text would mean now.
-    fn bring(
+    pub(super) fn bring(
         &mut self,
         name: &Name,
         statement: Arc<Statement>,
@@ -351,6 +364,12 @@ impl Relay {
             if let Some(id) = note.evicted {
                 sides.conn.prepared.restore(id);
             }
+            if let Some(name) = note.sql_prepared {
+                sides.conn.sql_prepared.remove(&name);
+            }
+            if let Some((name, id)) = note.sql_gone {
+                sides.conn.sql_prepared.insert(name, id);
+            }
             if let Some(name) = note.named {
                 sides.memory.names.remove(&name);
             }
@@ -371,6 +390,11 @@ impl Relay {
             }
         }
     }
+}
+
+/// The text has an EXECUTE in it.
+fn executes(body: &[u8]) -> bool {
+    effects_of(body).contains(Effects::SQL_EXECUTE)
 }
 
 /// What is to be prepared anew where its names mean something else is another statement from then on: the first decides the

@@ -11,7 +11,7 @@ use super::{Relay, Sides};
 use crate::backend::connection::BackendConnection;
 use crate::backend::settings::{Settings, literal, set_config_locally};
 use crate::session::pin::PinReason;
-use crate::session::prepared::{Scope, Statement};
+use crate::session::prepared::{Note, Scope, Statement};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::survey::Survey;
 use crate::wire::flow::Flow;
@@ -64,9 +64,9 @@ impl Relay {
         self.meaning.touched = true;
     }
 
-    /// What is set is what the proxy knows.
-    pub(super) fn settle_meaning(&mut self) {
-        self.meaning = Meaning::default();
+    /// What is set is what the proxy knows, or learns now; true if it was not known.
+    pub(super) fn settle_meaning(&mut self) -> bool {
+        std::mem::take(&mut self.meaning).touched
     }
 
     /// What is set now is known to the server alone.
@@ -105,7 +105,7 @@ impl Relay {
              WHERE pg_catalog.current_setting(name, true) IS NOT NULL",
             names.join(",")
         );
-        self.insert_own(&sql, Expect::Ask, sides.up);
+        self.insert_own(&sql, Expect::Ask, None, sides.up);
         let mut flush = BytesMut::new();
         to_backend::flush(&mut flush);
         sides.up.insert(&flush);
@@ -149,24 +149,43 @@ impl Relay {
             up.insert(parse);
             return push(self);
         };
-        self.insert_own(&before, Expect::Execute, up);
+        self.insert_own(&before, Expect::Execute, None, up);
         up.insert(parse);
         push(self);
-        self.insert_own(&after, Expect::Execute, up);
+        self.insert_own(&after, Expect::Execute, None, up);
+    }
+
+    /// A statement of the proxy's own, carried out between two others where there are any.
+    pub(super) fn insert_own_between(
+        &mut self,
+        around: Option<Around>,
+        sql: &str,
+        note: Note,
+        up: &mut Flow,
+    ) {
+        let (before, after) = around.map_or((None, None), |it| (Some(it.before), Some(it.after)));
+        let statements = [
+            (before, None),
+            (Some(sql.to_owned()), Some(Box::new(note))),
+            (after, None),
+        ];
+        for (sql, note) in statements {
+            if let Some(sql) = sql {
+                self.insert_own(&sql, Expect::Execute, note, up);
+            }
+        }
     }
 
     /// A small query of the proxy's own among the client's extended-protocol messages.
-    fn insert_own(&mut self, sql: &str, execute: Expect, up: &mut Flow) {
+    fn insert_own(&mut self, sql: &str, execute: Expect, note: Option<Box<Note>>, up: &mut Flow) {
         let mut messages = BytesMut::new();
         to_backend::own_statement(&mut messages, OWN, sql.as_bytes());
         up.insert(&messages);
-        for expect in [
-            Expect::Parse,
-            Expect::Bind,
-            execute,
-            Expect::Close,
-            Expect::Close,
-        ] {
+        for expect in [Expect::Close, Expect::Parse, Expect::Bind] {
+            self.replies.push(expect, ReplyAction::Skip);
+        }
+        self.replies.push_noted(execute, ReplyAction::Skip, note);
+        for expect in [Expect::Close, Expect::Close] {
             self.replies.push(expect, ReplyAction::Skip);
         }
     }

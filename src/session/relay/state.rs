@@ -45,9 +45,9 @@ pub(super) struct StateLeft {
     /// Parameters were reset.
     reset: bool,
     /// The same, of what the survey looks at.
-    explained: bool,
+    pub(super) explained: bool,
     was_reset: bool,
-    before_survey: PinReasons,
+    pub(super) before_survey: PinReasons,
     /// The survey has found what nobody's text explains: somebody's function has left it, unseen.
     pub(super) leaked: bool,
     surveyed_at: Option<Instant>,
@@ -55,6 +55,8 @@ pub(super) struct StateLeft {
     restore: bool,
     /// A text in flight may take statements away from the backend.
     doubtful: bool,
+    /// The transaction has changed settings: which a text was read under is not known.
+    pub(super) unsure: bool,
     /// DISCARD ALL has run; its ReadyForQuery has not come yet.
     discarding: bool,
 }
@@ -209,6 +211,7 @@ impl Relay {
             self.state.before_survey = self.state.pins;
             self.state.explained = std::mem::take(&mut self.state.opaque);
             self.state.was_reset = std::mem::take(&mut self.state.reset) || self.state.explained;
+            self.state.unsure = self.settle_meaning();
             self.state.settings_touched = false;
             self.state.may_release = false;
             return true;
@@ -238,6 +241,7 @@ impl Relay {
                 let pins = &mut self.state.pins;
                 pins.replace_surveyed(&survey::SURVEYED, explained);
                 self.learn_settings(found.settings, sides);
+                self.learn_sql_prepared(found.sql_prepared, sides);
             }
             None => {
                 self.state.custom.append(&mut self.state.asked);
@@ -321,6 +325,8 @@ impl Relay {
         kept.into_iter()
             .for_each(|(name, statement)| names.insert(name, statement));
         sides.conn.prepared.clear();
+        sides.conn.sql_prepared.clear();
+        sides.memory.sql.clear();
         for id in self.replies.notes().filter_map(|note| note.prepared) {
             sides.conn.prepared.restore(id);
         }

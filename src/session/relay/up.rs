@@ -2,10 +2,11 @@
 
 use super::names::Translated;
 use super::scope::Around;
+use super::sql_prepared::is_prepare_alone;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::settings::Settings;
 use crate::session::pin::PinReason;
-use crate::session::prepared::{Note, PARSE_LEN_MAX, Scope};
+use crate::session::prepared::{Name, Note, PARSE_LEN_MAX, Scope, Statement};
 use crate::session::reading::{has_literal, names_a_moment};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::requests::{
@@ -13,6 +14,7 @@ use crate::session::requests::{
 };
 use crate::session::statement::{Effects, StatementReader};
 use crate::wire::frame::{HEADER_LEN, Header};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 impl Relay {
@@ -121,6 +123,9 @@ impl Relay {
                 self.on_told(told, whole, &mut sides.memory.reads_sequences);
             }
             sides.up.pass(count);
+            if self.requests.at_boundary() {
+                self.sync_behind_query(sides.up);
+            }
         }
         Ok(())
     }
@@ -152,8 +157,13 @@ impl Relay {
         }
         if matches!(header.tag, b'Q' | b'P') {
             self.before_text(header.frame_len(), sides.up);
+            self.before_sql_text(header, sides);
         }
         let note = self.note_unnamed(header, sides);
+        let note = match self.renamed.take() {
+            Some(used) => Some(note_used(note, used)),
+            None => note,
+        };
         if header.tag == b'F' {
             self.note_function(sides.up.unread());
         }
@@ -211,6 +221,8 @@ impl Relay {
     /// where they name the moment, no other backend can have it: there it is an error.
     fn in_its_reading(&self, unnamed: Unnamed, frame: &[u8], settings: &Settings) -> Unnamed {
         match unnamed {
+            // The name that it executes is another's business.
+            Unnamed::Kept(kept) if kept.effects.contains(Effects::SQL_EXECUTE) => Unnamed::None,
             Unnamed::Kept(kept) if frame.get(HEADER_LEN) == Some(&0) && has_literal(frame) => {
                 if self.is_meaning_touched() || names_a_moment(frame) {
                     return Unnamed::None;
@@ -262,12 +274,24 @@ impl Relay {
                 effects
             }
         };
+        // What is only prepared does nothing yet.
+        let effects = match whole {
+            Some(frame) if is_prepare_alone(effects, frame) => Effects::SQL_PREPARE,
+            _ => effects,
+        };
         self.note_effects(effects);
         self.note_sequences(effects, whole, asks);
         if effects.contains(Effects::MAY_SET) {
             self.note_custom(whole, effects.contains(Effects::OPAQUE));
         }
     }
+}
+
+/// The note of a message that speaks of a statement by its name.
+fn note_used(note: Option<Box<Note>>, used: (Name, Arc<Statement>)) -> Box<Note> {
+    let mut note = note.unwrap_or_default();
+    note.used = Some(used);
+    note
 }
 
 /// Another unnamed statement takes the place of `before`.
