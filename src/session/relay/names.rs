@@ -63,12 +63,15 @@ impl Relay {
         if let Some(translated) = self.rename_in_text(header, sides) {
             return Ok(translated);
         }
-        // Shared statements are read as most clients' are.
-        let cannot_be_shared =
-            header.tag == b'P' && (header.frame_len() > PARSE_LEN_MAX || !self.plain_strings);
+        let too_long = header.tag == b'P' && header.frame_len() > PARSE_LEN_MAX;
+        let names = &sides.memory.names;
         Ok(match named(header, sides.up.unread()) {
             Named::No => Translated::Untouched,
-            _ if cannot_be_shared => Translated::Untouched,
+            _ if too_long => Translated::Untouched,
+            // Shared statements are read as most clients' are.
+            Named::Parse { name, .. } if !self.plain_strings && names.find(name).is_none() => {
+                Translated::Untouched
+            }
             Named::Endless => {
                 return Err(RelayEnd::ClientFault(Violation::BadName(header.tag)));
             }
@@ -173,7 +176,8 @@ impl Relay {
         Translated::Whole
     }
 
-    /// A name in use is refused by the server in its own words, so that the batch and the transaction fail as they would.
+    /// A name in use is refused by the server in its own words, so that the batch and the transaction fail as they would:
+    /// the client's text goes under the name that the backend has, as what is wrong with the text is said first.
     fn refuse_name(
         &mut self,
         header: Header,
@@ -184,14 +188,16 @@ impl Relay {
         let Some(existing) = self.bring(&name, existing, sides) else {
             return Translated::Incomplete;
         };
-        sides.up.remove(header.frame_len());
-        sides.up.insert(&parse_message(existing.id, &existing.body));
+        let came = HEADER_LEN + name.len() + 1;
+        let front = renamed_front(header, b"", &name, existing.id);
+        sides.up.remove(came);
+        sides.up.insert(&front);
         let note = Note {
             used: Some((name, existing)),
             ..Note::default()
         };
         self.send_noted(Expect::Parse, ReplyAction::Forward, note);
-        Translated::Whole
+        Translated::Front(header.frame_len() - came)
     }
 
     /// SQL's DEALLOCATE of a name of the protocol's, as some drivers send it: it is carried out on the name that the
