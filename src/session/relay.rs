@@ -12,6 +12,7 @@
 
 mod down;
 mod names;
+mod reset;
 mod scope;
 mod sequences;
 mod sql_prepared;
@@ -34,6 +35,7 @@ use crate::wire::frame::BadLength;
 use crate::wire::from_backend::{ServerError, TxStatus};
 use crate::wire::to_backend;
 use bytes::BytesMut;
+use reset::Resets;
 use scope::Meaning;
 use sequences::Sequences;
 use state::StateLeft;
@@ -103,6 +105,7 @@ pub(super) struct Relay {
     state: StateLeft,
     sequences: Sequences,
     meaning: Meaning,
+    resets: Resets,
     /// What the server had reported when the session's state was last known.
     parameters: Parameters,
     /// The backend's unnamed statement is this session's.
@@ -156,6 +159,7 @@ impl Relay {
             state: StateLeft::default(),
             sequences: Sequences::default(),
             meaning: Meaning::default(),
+            resets: Resets::default(),
             parameters: conn.parameters.clone(),
             unnamed_here: false,
             held: false,

@@ -45,6 +45,10 @@ pub enum Expect {
     Survey,
     /// An Execute of the proxy's own, whose rows it reads.
     Ask,
+    /// Query, whose ReadyForQuery is that of the `Restore` behind it.
+    HeldQuery,
+    /// A query of the proxy's own that belongs to the client's before it: what follows is the client's.
+    Restore,
 }
 
 /// What to do with a reply.
@@ -78,17 +82,25 @@ impl Entry {
     fn ends_batch(&self) -> bool {
         matches!(
             self.expect,
-            Expect::Sync | Expect::Query | Expect::FunctionCall
+            Expect::Sync
+                | Expect::Query
+                | Expect::FunctionCall
+                | Expect::HeldQuery
+                | Expect::Restore
         )
     }
 
     fn is_clients_query(&self) -> bool {
-        self.expect == Expect::Query && self.action == ReplyAction::Forward
+        matches!(self.expect, Expect::Query | Expect::HeldQuery)
+            && self.action == ReplyAction::Forward
     }
 
     fn is_own_query(&self) -> bool {
         self.action == ReplyAction::Skip
-            && matches!(self.expect, Expect::Query | Expect::Fence | Expect::Survey)
+            && matches!(
+                self.expect,
+                Expect::Query | Expect::Fence | Expect::Survey | Expect::Restore
+            )
     }
 }
 
@@ -104,6 +116,8 @@ pub struct PendingReplies {
     /// A query of the client's is not looked at, for an error before it: the next Sync, whose ever it is, is its end.
     query_skipped: bool,
     fence_needed: bool,
+    /// By the client.
+    query_sent_last: bool,
     /// Of messages that the server has not carried out, in the order sent.
     undone: Vec<Note>,
 }
@@ -156,6 +170,32 @@ impl PendingReplies {
         self.skipping_to_sync
     }
 
+    /// What comes now answers the client's query that was held.
+    pub fn is_ready_held(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::HeldQuery)
+    }
+
+    /// What comes now answers the proxy's own query behind it.
+    pub fn is_restoring(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Restore)
+    }
+
+    /// The message sent last was a query of the client's, and the server will answer it.
+    pub fn sent_query_last(&self) -> bool {
+        self.query_sent_last
+    }
+
+    /// The ReadyForQuery of the query sent last waits for a `Restore`, to be sent now.
+    pub fn hold_ready(&mut self) {
+        if let Some(last) = self.entries.back_mut() {
+            last.expect = Expect::HeldQuery;
+        }
+    }
+
     /// What comes now answers the fence.
     pub fn is_fencing(&self) -> bool {
         self.entries
@@ -163,14 +203,13 @@ impl PendingReplies {
             .is_some_and(|front| front.expect == Expect::Fence)
     }
 
-    /// The message being answered is the last, or has only its own Sync behind it.
+    /// The message being answered is the client's last, or has only its own Sync behind it.
     pub fn is_answering_last(&self) -> bool {
-        match self.entries.len() {
-            1 => true,
-            2 => self
-                .entries
-                .back()
-                .is_some_and(|last| last.expect == Expect::Sync),
+        let behind = self.entries.iter().skip(1);
+        let mut clients = behind.filter(|entry| entry.action != ReplyAction::Skip);
+        match (clients.next(), clients.next()) {
+            (None, _) => true,
+            (Some(next), None) => next.expect == Expect::Sync,
             _ => false,
         }
     }
@@ -235,6 +274,8 @@ impl PendingReplies {
                     | Expect::FunctionCall
                     | Expect::Fence
                     | Expect::Survey
+                    | Expect::HeldQuery
+                    | Expect::Restore
             )
         };
         self.entries.iter().filter(ends).count()
@@ -257,6 +298,7 @@ impl PendingReplies {
             action,
             note,
         };
+        self.query_sent_last = false;
         match expect {
             Expect::CopyEnd if self.copying_in => self.copying_in = false,
             Expect::Sync if self.copying_in => self.swallowed_syncs = true,
@@ -286,9 +328,11 @@ impl PendingReplies {
                 // A simple query or function call ends the implicit transaction as a Sync does.
                 let simple = matches!(
                     expect,
-                    Expect::Query | Expect::FunctionCall | Expect::Survey
+                    Expect::Query | Expect::FunctionCall | Expect::Survey | Expect::Restore
                 );
                 self.batch_open = !simple && (self.batch_open || expect != Expect::CopyEnd);
+                self.query_sent_last =
+                    expect == Expect::Query && entry.action == ReplyAction::Forward;
                 self.entries.push_back(entry);
             }
         }
@@ -359,6 +403,14 @@ impl PendingReplies {
                 self.pop();
                 Ok(action)
             }
+            Expect::HeldQuery => {
+                self.pop();
+                Ok(ReplyAction::Skip)
+            }
+            Expect::Restore => {
+                self.pop();
+                Ok(ReplyAction::Forward)
+            }
             // The fence has not answered yet (it turns into a Query when it does): an extra Sync's answer.
             Expect::Fence => Ok(ReplyAction::Forward),
             _ => Err(UnexpectedReply { tag: b'Z' }),
@@ -400,7 +452,9 @@ impl PendingReplies {
             | Expect::Query
             | Expect::FunctionCall
             | Expect::Fence
-            | Expect::Survey => {}
+            | Expect::Survey
+            | Expect::HeldQuery
+            | Expect::Restore => {}
             _ => {
                 let next_sync = self
                     .entries
@@ -477,7 +531,7 @@ fn answers(expect: Expect, tag: u8) -> (bool, bool) {
             ),
             matches!(tag, b'C' | b'I' | b's'),
         ),
-        Expect::Query => (
+        Expect::Query | Expect::HeldQuery => (
             matches!(
                 tag,
                 b'T' | b'D' | b'C' | b'I' | b'G' | b'H' | b'd' | b'c' | b'E'
@@ -485,7 +539,7 @@ fn answers(expect: Expect, tag: u8) -> (bool, bool) {
             false,
         ),
         Expect::FunctionCall => (matches!(tag, b'V' | b'E'), false),
-        Expect::Survey => (matches!(tag, b'T' | b'D' | b'C' | b'E'), false),
+        Expect::Survey | Expect::Restore => (matches!(tag, b'T' | b'D' | b'C' | b'E'), false),
         Expect::Ask => (matches!(tag, b'D' | b'C' | b'E'), tag == b'C'),
         Expect::Sync => (tag == b'E', false),
         Expect::Fence => (matches!(tag, b'I' | b'E'), false),

@@ -59,6 +59,8 @@ impl Effects {
     pub const MEANING: Effects = Effects(1 << 15);
     /// set_config: what it sets, and for how long, is in its arguments. [`Effects::read_set_config`] looks at them.
     pub const SET_CONFIG: Effects = Effects(1 << 16);
+    /// DISCARD, perhaps ALL.
+    pub const DISCARD: Effects = Effects(1 << 17);
 
     /// A name that can't be read may be any of the names looked for.
     const UNREADABLE_NAME: Effects = Effects(
@@ -71,7 +73,7 @@ impl Effects {
             | Effects::MAY_RELEASE.0,
     );
     /// Text that can't be read may be anything.
-    const UNREADABLE_TEXT: Effects = Effects((1 << 17) - 1);
+    const UNREADABLE_TEXT: Effects = Effects((1 << 18) - 1);
 
     /// What may change run-time parameters: what a DO block or a procedure does can't be read.
     pub const MAY_SET: Effects = Effects::SETTINGS

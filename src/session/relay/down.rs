@@ -90,6 +90,14 @@ impl Relay {
                 self.survey.iter_mut().for_each(Survey::fail);
                 self.replies.on_reply(b'E').map_err(fault)?
             }
+            // The client's transaction had failed before, or fails by it.
+            b'E' if self.replies.is_restoring() => {
+                let action = self.replies.on_reply(b'E').map_err(fault)?;
+                match sides.conn.status {
+                    TxStatus::Failed => action,
+                    _ => ReplyAction::Forward,
+                }
+            }
             b'E' if self.replies.is_replaying() => return self.read_whole(header, sides),
             // Of the proxy's own making.
             b'N' if self.replies.is_replaying() && !self.replies.is_fencing() => ReplyAction::Skip,
@@ -200,6 +208,9 @@ impl Relay {
                 let (surveyed, own) = (self.replies.is_surveying(), self.replies.is_replaying());
                 self.last_was_error = false;
                 self.restoring &= !own;
+                if self.replies.is_restoring() {
+                    self.tell_restored(sides);
+                }
                 let action = self.replies.on_ready().map_err(fault)?;
                 self.on_idle_after_discard(sides);
                 if surveyed {
@@ -212,9 +223,16 @@ impl Relay {
                     // In another encoding: the client knows which.
                     return Ok(Some(ReplyAction::Forward));
                 };
+                let later = self.replies.is_ready_held();
+                if later || self.replies.is_restoring() {
+                    self.resets.remember(&sides.conn.parameters);
+                }
                 sides.conn.parameters.set(name, value);
                 if name == STANDARD_CONFORMING_STRINGS {
                     self.plain_strings = value != "off";
+                }
+                if later {
+                    return Ok(Some(ReplyAction::Skip));
                 }
                 if !self.replies.is_swallowing() {
                     return Ok(Some(ReplyAction::Forward));

@@ -177,7 +177,13 @@ impl Relay {
     }
 
     /// A small query of the proxy's own among the client's extended-protocol messages.
-    fn insert_own(&mut self, sql: &str, execute: Expect, note: Option<Box<Note>>, up: &mut Flow) {
+    pub(super) fn insert_own(
+        &mut self,
+        sql: &str,
+        execute: Expect,
+        note: Option<Box<Note>>,
+        up: &mut Flow,
+    ) {
         let mut messages = BytesMut::new();
         to_backend::own_statement(&mut messages, OWN, sql.as_bytes());
         up.insert(&messages);

@@ -124,6 +124,7 @@ impl Relay {
             }
             sides.up.pass(count);
             if self.requests.at_boundary() {
+                self.restore_behind_query(sides);
                 self.sync_behind_query(sides.up);
             }
         }
@@ -159,6 +160,9 @@ impl Relay {
             self.before_text(header.frame_len(), sides.up);
             self.before_sql_text(header, sides);
         }
+        if header.tag == b'S' {
+            self.restore_before_sync(sides);
+        }
         let note = self.note_unnamed(header, sides);
         let note = match self.renamed.take() {
             Some(used) => Some(note_used(note, used)),
@@ -185,8 +189,9 @@ impl Relay {
             || is_unnamed_close(header, sides.up.unread());
         if header.tag == b'B'
             && let Unnamed::Kept(kept) = &sides.memory.unnamed
-            && kept.effects.contains(Effects::MAY_SET)
+            && kept.effects.contains(Effects::MAY_SET | Effects::DISCARD)
         {
+            self.resets.note(kept.effects, Some(&kept.parse));
             // The name may be an argument. A Bind of another statement costs a question in vain.
             self.note_effects(kept.effects);
             self.note_custom(sides.up.unread().get(..header.frame_len()), false);
@@ -280,6 +285,7 @@ impl Relay {
             _ => effects,
         };
         self.note_effects(effects);
+        self.resets.note(effects, whole);
         self.note_sequences(effects, whole, asks);
         if effects.contains(Effects::MAY_SET) {
             self.note_custom(whole, effects.contains(Effects::OPAQUE));

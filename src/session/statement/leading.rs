@@ -208,7 +208,7 @@ impl Leading {
             b"begin" => Effects::TRANSACTION,
             b"do" | b"call" => Effects::OPAQUE,
             b"deallocate" => Effects::MAY_RELEASE | Effects::SQL_DEALLOCATE,
-            b"discard" => Effects::MAY_RELEASE | Effects::MEANING,
+            b"discard" => Effects::MAY_RELEASE | Effects::MEANING | Effects::DISCARD,
             b"drop" | b"close" | b"unlisten" => Effects::MAY_RELEASE,
             _ => {
                 return match self.explained(word) {
