@@ -14,6 +14,7 @@
 mod close;
 pub mod custom;
 pub mod deallocate;
+pub mod digest;
 mod farewell;
 mod memory;
 pub mod params;
