@@ -19,6 +19,7 @@ mod farewell;
 mod memory;
 pub mod params;
 pub mod pin;
+pub mod pin_book;
 pub mod prepared;
 mod reading;
 mod relay;
@@ -31,4 +32,5 @@ pub mod statement;
 pub mod survey;
 
 pub use close::CloseReason;
+pub use pin_book::Pinning;
 pub use run::{Session, SessionStart};

@@ -10,6 +10,7 @@
 //!
 //! One poll does all that can be done without waiting: one read and one write a side in the usual case.
 
+mod causes;
 mod down;
 mod names;
 mod reset;
@@ -22,6 +23,7 @@ mod up;
 pub(super) use up::{opens_transaction, replaces_unnamed};
 
 use super::memory::Memory;
+use super::pin::PinReasons;
 use super::prepared::{Name, Statement};
 use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
 use super::requests::{RequestReader, Violation};
@@ -35,6 +37,7 @@ use crate::wire::frame::BadLength;
 use crate::wire::from_backend::{ServerError, TxStatus};
 use crate::wire::to_backend;
 use bytes::BytesMut;
+use causes::Causes;
 use reset::Resets;
 use scope::Meaning;
 use sequences::Sequences;
@@ -94,15 +97,27 @@ pub(super) enum Hold {
     Session,
 }
 
+/// What holds for a lease from its beginning to its end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) hold: Hold,
+    /// `session_pinning_filters`: reasons that must not pin.
+    pub(super) filters: PinReasons,
+    /// Somebody in the pool asks for sequence values.
+    pub(super) read_sequences: bool,
+}
+
 /// One lease's worth of relaying.
 #[derive(Debug)]
 pub(super) struct Relay {
     hold: Hold,
+    terms: Terms,
     down: Flow,
     replies: PendingReplies,
     requests: RequestReader,
     passing: Option<Passing>,
     state: StateLeft,
+    causes: Causes,
     sequences: Sequences,
     meaning: Meaning,
     resets: Resets,
@@ -143,20 +158,21 @@ type Scan<T> = Result<T, RelayEnd>;
 impl Relay {
     /// Begins on a fresh lease, for a session with this memory.
     pub(super) fn start(
-        hold: Hold,
+        terms: Terms,
         memory: &Memory,
-        read_sequences: bool,
         conn: &mut BackendConnection,
         up: &mut Flow,
     ) -> (Self, bool) {
         let settings = &memory.settings;
         let mut relay = Self {
-            hold,
+            hold: terms.hold,
+            terms,
             down: Flow::with_unread(std::mem::take(&mut conn.buf)),
             replies: PendingReplies::default(),
             requests: RequestReader::default(),
             passing: None,
             state: StateLeft::default(),
+            causes: Causes::default(),
             sequences: Sequences::default(),
             meaning: Meaning::default(),
             resets: Resets::default(),
@@ -175,10 +191,10 @@ impl Relay {
             queries: 0,
         };
         let replayed = relay.replay(settings, conn, up);
-        if hold != Hold::Session {
+        if terms.hold != Hold::Session {
             relay.clear_sql_prepared(memory, conn, up);
         }
-        if read_sequences && hold != Hold::Session {
+        if terms.read_sequences && terms.hold != Hold::Session {
             relay.discard_sequences(up);
         }
         (relay, replayed)
@@ -328,7 +344,7 @@ impl Relay {
         if self.take_held(sides) {
             return Ok(true);
         }
-        if self.state.pins.is_empty() {
+        if self.kept().is_empty() {
             Err(RelayEnd::Released)
         } else {
             Ok(false)

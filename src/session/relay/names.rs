@@ -5,6 +5,7 @@
 //! a statement that nobody has instead: that is answered in the same place, with a message of the same shape, and it is
 //! skipped after an error as the client's own message would have been.
 
+use super::causes::Text;
 use super::scope::Around;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::connection::BackendConnection;
@@ -281,12 +282,9 @@ impl Relay {
         (name, statement): (Name, Arc<Statement>),
         sides: &mut Sides<'_>,
     ) -> Translated {
-        self.note_effects(statement.effects);
-        self.note_sequences(
-            statement.effects,
-            Some(&statement.body),
-            &mut sides.memory.reads_sequences,
-        );
+        let text = Text::of_body(&statement.body);
+        self.note_text(statement.effects, text);
+        self.note_sequences(statement.effects, text, &mut sides.memory.reads_sequences);
         if statement.effects.contains(Effects::MAY_SET) {
             let bind = sides.up.unread().get(..header.frame_len());
             self.note_custom(bind, false);

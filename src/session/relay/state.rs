@@ -39,7 +39,7 @@ pub(super) struct StateLeft {
     /// Those that the survey has asked for.
     asked: BTreeSet<String>,
     /// What was changed went by in pieces, or its name was made up on the way: it can't be asked for.
-    unknown: bool,
+    pub(super) unknown: bool,
     /// Something ran whose text does not show what it does.
     opaque: bool,
     /// Parameters were reset.
@@ -79,8 +79,8 @@ impl StateLeft {
 impl Relay {
     /// Reasons to keep the backend that have come up since the last call.
     pub(in crate::session) fn new_pins(&mut self) -> impl Iterator<Item = PinReason> + use<> {
-        let told = std::mem::replace(&mut self.state.told, self.state.pins);
-        let new = self.state.pins;
+        let new = self.kept();
+        let told = std::mem::replace(&mut self.state.told, new);
         new.iter().filter(move |reason| !told.contains(*reason))
     }
 
@@ -187,7 +187,10 @@ impl Relay {
         if self.keeps_long_unnamed(sides) {
             // A query of ours would drop it.
             self.state.pins.insert(PinReason::UnnamedStatement);
-            return false;
+            if !self.filtered().contains(PinReason::UnnamedStatement) {
+                return false;
+            }
+            sides.memory.unnamed = Unnamed::None;
         }
         let wanted = match self.hold {
             // Nothing is to be known here but what RESET has to go back to.
@@ -250,6 +253,7 @@ impl Relay {
         }
         self.state.verified = self.state.pins;
         self.state.pins.insert_all(self.state.since_survey);
+        self.settle_causes();
     }
 
     /// What the server says is set is what the session has set; what it asked for at login and is not there any more has
@@ -268,7 +272,9 @@ impl Relay {
         if self.state.unknown || hidden {
             // Not all that is set is known, or shown to another role.
             self.state.pins.insert(PinReason::Settings);
-            return;
+            if hidden || !self.filtered().contains(PinReason::Settings) {
+                return;
+            }
         }
         memory.settings = found.with_defaults(&memory.startup);
         sides.conn.applied = match self.state.was_reset && sides.conn.has_init_query() {

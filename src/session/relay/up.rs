@@ -1,11 +1,13 @@
 //! Towards the backend: what the client has sent is examined and passed on.
 
+use super::causes::{Text, beginning_of};
 use super::names::Translated;
 use super::scope::Around;
 use super::sql_prepared::is_prepare_alone;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::settings::Settings;
-use crate::session::pin::PinReason;
+use crate::session::memory::Memory;
+use crate::session::pin::{PinReason, PinReasons};
 use crate::session::prepared::{Name, Note, PARSE_LEN_MAX, Scope, Statement};
 use crate::session::reading::{has_literal, names_a_moment};
 use crate::session::replies::{Expect, ReplyAction};
@@ -110,6 +112,7 @@ impl Relay {
             }
             let unread = sides.up.unread();
             let count = unread.len().min(self.requests.remaining());
+            self.causes.collect(&unread[..count]);
             let told = self
                 .requests
                 .read(&unread[..count], first, &mut sides.memory.unnamed);
@@ -120,7 +123,7 @@ impl Relay {
                     let kept = std::mem::take(&mut sides.memory.unnamed);
                     sides.memory.unnamed = self.in_its_reading(kept, frame, settings);
                 }
-                self.on_told(told, whole, &mut sides.memory.reads_sequences);
+                self.on_told(told, whole, sides.memory);
             }
             sides.up.pass(count);
             if self.requests.at_boundary() {
@@ -173,6 +176,7 @@ impl Relay {
         }
         self.queries += u32::from(matches!(header.tag, b'Q' | b'E' | b'F'));
         self.first_sent |= matches!(header.tag, b'Q' | b'S' | b'F');
+        self.causes.begin(header);
         let reader = StatementReader::new(self.plain_strings);
         self.requests
             .begin(header, reader, &mut sides.memory.unnamed);
@@ -193,7 +197,7 @@ impl Relay {
         {
             self.resets.note(kept.effects, Some(&kept.parse));
             // The name may be an argument. A Bind of another statement costs a question in vain.
-            self.note_effects(kept.effects);
+            self.note_text(kept.effects, Text::of_frame(&kept.parse));
             self.note_custom(sides.up.unread().get(..header.frame_len()), false);
         }
         if !parse && header.tag != b'Q' {
@@ -217,8 +221,8 @@ impl Relay {
             .copied()
             .map(u32::from_be_bytes);
         // Without a number the server calls none.
-        if oid.is_some_and(|oid| !is_large_object_function(oid)) {
-            self.pin(PinReason::FunctionCall);
+        if let Some(oid) = oid.filter(|oid| !is_large_object_function(*oid)) {
+            self.pin_by_call(oid);
         }
     }
 
@@ -263,7 +267,7 @@ impl Relay {
         let reading = kept.reading.as_ref();
         let around = reading.and_then(|was| Around::reading(was, &now, sides.conn));
         self.insert_between(around, &kept.parse, sides.up, push);
-        self.note_effects(kept.effects);
+        self.note_text(kept.effects, Text::of_frame(&kept.parse));
         if kept.effects.contains(Effects::MAY_SET) {
             let is_opaque = kept.effects.contains(Effects::OPAQUE);
             self.note_custom(Some(&kept.parse), is_opaque);
@@ -271,22 +275,32 @@ impl Relay {
         sides.memory.unnamed = Unnamed::Kept(kept);
     }
 
-    fn on_told(&mut self, told: Told, whole: Option<&[u8]>, asks: &mut bool) {
+    /// A text has passed; `whole` is its message, if that passed in one piece.
+    fn on_told(&mut self, told: Told, whole: Option<&[u8]>, memory: &mut Memory) {
+        let beginning = self.causes.take_beginning();
+        let text = match &beginning {
+            Some(beginning) => beginning_of(beginning),
+            None => whole.map_or(beginning_of(&[]), Text::of_frame),
+        };
         let effects = match told {
             Told::Text(effects) => effects,
             Told::Named(effects) => {
-                self.pin(PinReason::NamedStatement);
+                self.pin_by(PinReason::NamedStatement, text);
                 effects
             }
         };
+        if let (Told::Text(_), Unnamed::TooLong) = (told, &memory.unnamed) {
+            // It will pin if it is still there at the end of its batch.
+            self.blame(PinReasons::of(PinReason::UnnamedStatement), text);
+        }
         // What is only prepared does nothing yet.
         let effects = match whole {
             Some(frame) if is_prepare_alone(effects, frame) => Effects::SQL_PREPARE,
             _ => effects,
         };
-        self.note_effects(effects);
+        self.note_text(effects, text);
         self.resets.note(effects, whole);
-        self.note_sequences(effects, whole, asks);
+        self.note_sequences(effects, text, &mut memory.reads_sequences);
         if effects.contains(Effects::MAY_SET) {
             self.note_custom(whole, effects.contains(Effects::OPAQUE));
         }
