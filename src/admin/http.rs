@@ -196,6 +196,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn pins_as_whoever_asks_accepts_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_ready, window) = window(Readiness::Ready);
+        let server = tokio::spawn(serve(listener, window));
+        for (accept, kind) in [
+            ("*/*", "text/plain; charset=utf-8"),
+            ("application/json", "application/json"),
+            ("text/html, application/json;q=0.9", "application/json"),
+        ] {
+            let line = format!("GET /pins HTTP/1.1\r\nAccept: {accept}\r\nX-Rest:");
+            let answer = request(address, &line).await;
+            assert!(
+                answer.contains(&format!("content-type: {kind}\r\n")),
+                "{answer}"
+            );
+        }
+        server.abort();
+    }
+
+    #[tokio::test]
     async fn paths_and_readiness() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

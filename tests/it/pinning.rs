@@ -1,11 +1,13 @@
 //! What a session leaves in its backend is there for its next statement, and for nobody else.
 
 mod cleaning;
+mod filters;
 mod following;
 mod meaning;
 mod sharing;
 mod sql_prepared;
 mod startup;
+mod told;
 
 use crate::support::frames::{self, bind, column, errors, execute, parse, query, sync};
 use crate::support::{

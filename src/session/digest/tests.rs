@@ -190,7 +190,7 @@ fn no_literal_survives() {
             sql.push_str(BETWEEN[below(BETWEEN.len())]);
             sql.push_str([" ", "\n", ", ", "("][below(4)]);
             sql.push_str(PIECES[below(PIECES.len())]);
-            sql.push_str(" ");
+            sql.push(' ');
         }
         let shown = text(&sql);
         assert!(

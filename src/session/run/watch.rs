@@ -119,7 +119,8 @@ impl Watch {
         conn: &BackendConnection,
         pool: &Arc<Pool>,
     ) {
-        if self.phase == Phase::Active {
+        // Before, a transaction keeps the backend, and what may pin has not been confirmed.
+        if self.phase != Phase::Pinned {
             return;
         }
         let pins = relay.kept();
