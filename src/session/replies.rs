@@ -117,6 +117,13 @@ impl PendingReplies {
             .is_some_and(|front| front.expect == Expect::Ask)
     }
 
+    /// What comes now answers a Describe of the proxy's own.
+    pub fn is_shaping(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Shape)
+    }
+
     /// What comes now is swallowed.
     pub fn is_swallowing(&self) -> bool {
         self.entries

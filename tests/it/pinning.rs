@@ -4,6 +4,7 @@ mod cleaning;
 mod filters;
 mod following;
 mod meaning;
+mod shapes;
 mod sharing;
 mod sql_prepared;
 mod startup;

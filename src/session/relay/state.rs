@@ -337,7 +337,7 @@ impl Relay {
         sides.conn.sql_prepared.clear();
         sides.memory.sql.clear();
         for id in self.replies.notes().filter_map(|note| note.prepared) {
-            sides.conn.prepared.restore(id);
+            sides.conn.prepared.restore(id, id);
         }
     }
 }

@@ -125,7 +125,7 @@ async fn talk(client: &mut RawClient) {
         "do $$ begin raise warning 'MARKER'; end $$",
         "do $$ begin raise exception 'MARKER'; end $$",
         "set app.token = 'MARKER'",
-        "prepare p as select 'MARKER'",
+        "prepare p as select 'MARKER'; prepare q as select 'MARKER'",
         "syntax error 'MARKER'",
         "notify channel, 'MARKER'",
         "listen channel",

@@ -66,7 +66,10 @@ async fn is_lost(reason: &str, begin: &[u8]) -> (Database, Proxy, RawClient) {
 #[tokio::test]
 async fn what_is_filtered_keeps_no_backend_and_is_there_for_nobody() {
     for (reason, sql) in [
-        ("sql_prepare", "PREPARE mine AS SELECT 1"),
+        (
+            "sql_prepare",
+            "PREPARE mine AS SELECT 1; PREPARE more AS SELECT 2",
+        ),
         ("temp_object", "CREATE TEMP TABLE mine AS SELECT 1"),
         ("hold_cursor", "DECLARE mine CURSOR WITH HOLD FOR SELECT 1"),
         ("listen", "LISTEN mine"),

@@ -40,9 +40,9 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![
         simple(
             "sql_prepare",
-            "PREPARE s AS SELECT 'xylophone', 4711",
-            "DEALLOCATE s",
-            "prepare s as select ?",
+            "PREPARE s AS SELECT 'xylophone', 4711; PREPARE t AS SELECT 1",
+            "DEALLOCATE ALL",
+            "prepare s as select ?; prepare t as select ?",
         ),
         simple(
             "temp_object",
