@@ -190,7 +190,6 @@ impl Relay {
             if !self.filtered().contains(PinReason::UnnamedStatement) {
                 return false;
             }
-            sides.memory.unnamed = Unnamed::None;
         }
         let wanted = match self.hold {
             // Nothing is to be known here but what RESET has to go back to.
