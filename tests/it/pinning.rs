@@ -115,6 +115,14 @@ async fn a_temporary_table_by_select_into_keeps_its_backend() {
     .await;
 }
 
+/// No table, function or type: the temporary schema holds whatever a schema can.
+#[tokio::test]
+async fn any_object_in_the_temporary_schema_keeps_its_backend() {
+    let create = "CREATE COLLATION pg_temp.x FROM \"C\"";
+    let witness = "SELECT collname FROM pg_collation WHERE collnamespace = pg_my_temp_schema()";
+    keeps_its_backend(simple("temp_object", create, witness, "x")).await;
+}
+
 #[tokio::test]
 async fn a_cursor_with_hold_keeps_its_backend() {
     let declare = "BEGIN; DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT id FROM items; COMMIT";
