@@ -37,7 +37,7 @@ impl Effects {
     pub const LISTEN: Effects = Effects(1 << 4);
     /// Session-level advisory locks.
     pub const ADVISORY_LOCK: Effects = Effects(1 << 5);
-    /// LOAD
+    /// LOAD, CREATE FUNCTION … LANGUAGE C
     pub const LOAD: Effects = Effects(1 << 6);
     /// BEGIN, START TRANSACTION, COMMIT or ROLLBACK AND CHAIN: a transaction block is open afterwards.
     pub const TRANSACTION: Effects = Effects(1 << 7);

@@ -149,21 +149,31 @@ async fn a_session_advisory_lock_keeps_its_backend() {
     keeps_its_backend(simple("advisory_lock", lock, witness, "1")).await;
 }
 
-#[tokio::test]
-async fn a_loaded_library_keeps_its_backend_which_ends_with_its_client() {
+/// Nothing unloads a library.
+async fn a_loaded_library(load: &str, setting: &str, default: &str) {
     let db = database().await;
     let proxy = proxy().max_connections(1).start().await;
     let (mut client, mut next) = (proxy.raw(&db).await, proxy.raw(&db).await);
-    client.query("LOAD 'auto_explain'").await;
+    client.query(load).await;
     let backend = client.value("SELECT pg_backend_pid()").await;
     assert_eq!(pinned(&proxy, "load").await, 1.0);
-    // Nothing unloads a library.
     client.query("DISCARD ALL").await;
-    assert_eq!(client.value("SHOW auto_explain.log_analyze").await, "off");
+    assert_eq!(client.value(&format!("SHOW {setting}")).await, default);
     next.send(&query("SELECT pg_backend_pid()")).await;
     waiting(&proxy, 1).await;
     drop(client);
     assert_ne!(column(&next.ready().await), [backend]);
+}
+
+#[tokio::test]
+async fn a_loaded_library_keeps_its_backend_which_ends_with_its_client() {
+    a_loaded_library("LOAD 'auto_explain'", "auto_explain.log_analyze", "off").await;
+}
+
+#[tokio::test]
+async fn a_function_in_c_loads_its_library_when_it_is_made() {
+    let function = "CREATE FUNCTION show_limit() RETURNS float4 AS 'pg_trgm' LANGUAGE C";
+    a_loaded_library(function, "pg_trgm.similarity_threshold", "0.3").await;
 }
 
 #[tokio::test]
