@@ -61,11 +61,14 @@ impl Effects {
     pub const SET_CONFIG: Effects = Effects(1 << 16);
     /// DISCARD, perhaps ALL.
     pub const DISCARD: Effects = Effects(1 << 17);
+    /// `pg_prepared_statements`: the view shows what this session has prepared.
+    pub const STATEMENTS_SHOWN: Effects = Effects(1 << 18);
 
     /// A name that can't be read may be any of the names looked for.
     const UNREADABLE_NAME: Effects = Effects(
         Effects::SETTINGS.0
             | Effects::MEANING.0
+            | Effects::STATEMENTS_SHOWN.0
             | Effects::ADVISORY_LOCK.0
             | Effects::TEMP_OBJECT.0
             | Effects::SEQUENCE_WRITE.0
@@ -73,7 +76,7 @@ impl Effects {
             | Effects::MAY_RELEASE.0,
     );
     /// Text that can't be read may be anything.
-    const UNREADABLE_TEXT: Effects = Effects((1 << 18) - 1);
+    const UNREADABLE_TEXT: Effects = Effects((1 << 19) - 1);
 
     /// What may change run-time parameters: what a DO block or a procedure does can't be read.
     pub const MAY_SET: Effects = Effects::SETTINGS

@@ -97,14 +97,31 @@ impl Relay {
                 if header.tag == b'C' {
                     return Ok(self.close(header, name, statement, sides));
                 }
-                self.before_statement(statement.effects, sides);
-                let Some(used) = self.bring(&name, statement, sides) else {
+                let Some(used) = self.fetch(header, &name, statement, sides) else {
                     return Ok(Translated::Incomplete);
                 };
                 let expect = expect.unwrap_or(Expect::Describe);
                 self.use_statement(header, expect, &before, used, sides)
             }
         })
+    }
+
+    /// A statement is about to be used.
+    fn fetch(
+        &mut self,
+        header: Header,
+        name: &Name,
+        statement: Arc<Statement>,
+        sides: &mut Sides<'_>,
+    ) -> Option<Used> {
+        // Once, and not again when the server has answered what it was asked meanwhile.
+        if !self.has_asked() {
+            self.before_statement(statement.effects, sides);
+            if header.tag == b'B' && statement.effects.contains(Effects::STATEMENTS_SHOWN) {
+                self.show_own(sides);
+            }
+        }
+        self.bring(name, statement, sides)
     }
 
     /// A batch before this one is in flight that changes names or statements, or may: whether it does is known when it is
@@ -197,7 +214,7 @@ impl Relay {
         statement: Arc<Statement>,
         sides: &mut Sides<'_>,
     ) -> Translated {
-        sides.memory.names.remove(&name);
+        sides.memory.names.take(&name);
         sides.up.remove(header.frame_len());
         sides.up.insert(&close_message(NOBODY));
         let note = Note {
@@ -258,6 +275,10 @@ impl Relay {
             if let Some(known_as) = note.closed {
                 sides.conn.prepared.add_unused(known_as);
             }
+            if let Some(name) = note.shown {
+                sides.conn.shown.retain(|other| *other != name);
+            }
+            sides.conn.shown.extend(note.hidden);
             if let Some(name) = note.sql_prepared {
                 sides.conn.sql_prepared.remove(&name);
             }
@@ -265,7 +286,7 @@ impl Relay {
                 sides.conn.sql_prepared.insert(name, id);
             }
             if let Some(name) = note.named {
-                sides.memory.names.remove(&name);
+                sides.memory.names.take(&name);
             }
             if let Some((name, statement)) = note.unnamed {
                 sides.memory.names.insert(name, statement);

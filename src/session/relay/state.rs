@@ -334,6 +334,7 @@ impl Relay {
             .for_each(|(name, statement)| names.insert(name, statement));
         sides.conn.prepared.clear();
         sides.conn.sql_prepared.clear();
+        sides.conn.shown.clear();
         sides.memory.sql.clear();
         for id in self.replies.notes().filter_map(|note| note.prepared) {
             sides.conn.prepared.restore(id, id);
