@@ -237,6 +237,7 @@ impl Relay {
         let statement = &used.statement;
         let text = Text::of_body(&statement.body);
         self.note_text(statement.effects, text);
+        self.resets.note(statement.effects, Some(&statement.body));
         self.note_sequences(statement.effects, text, &mut sides.memory.reads_sequences);
         if statement.effects.contains(Effects::MAY_SET) {
             let bind = sides.up.unread().get(..header.frame_len());

@@ -259,11 +259,6 @@ impl Relay {
     /// been reset, and RESET goes back to the login's values.
     fn learn_settings(&mut self, found: Settings, sides: &mut Sides<'_>) {
         let memory = &mut *sides.memory;
-        // RESET leaves a custom parameter empty.
-        let found = match self.state.was_reset {
-            true => found.without_empty(&memory.startup),
-            false => found,
-        };
         // What is missing has been reset, or is not shown to another role.
         let hidden = found.has_role()
             && !self.state.was_reset
