@@ -7,6 +7,7 @@
 use super::causes::Text;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::prepared::StatementId;
+use crate::session::pin::PinReason;
 use crate::session::prepared::{
     EMPTY, Name, Named, Note, PARSE_LEN_MAX, Statement, Used, close_message, effects_of, named,
     parse_message, renamed_front,
@@ -59,14 +60,9 @@ impl Relay {
             return Ok(translated);
         }
         let too_long = header.tag == b'P' && header.frame_len() > PARSE_LEN_MAX;
-        let names = &sides.memory.names;
         Ok(match named(header, sides.up.unread()) {
             Named::No => Translated::Untouched,
             _ if too_long => Translated::Untouched,
-            // Shared statements are read as most clients' are.
-            Named::Parse { name, .. } if !self.plain_strings && names.find(name).is_none() => {
-                Translated::Untouched
-            }
             Named::Endless => {
                 return Err(RelayEnd::ClientFault(Violation::BadName(header.tag)));
             }
@@ -82,6 +78,12 @@ impl Relay {
             {
                 self.state.settings_touched |= header.tag == b'C';
                 self.bring_sql_prepared(sides);
+                Translated::Untouched
+            }
+            // Shared statements are read as most clients' are.
+            Named::Parse { name, .. }
+                if !self.plain_strings && sides.memory.names.find(name).is_none() =>
+            {
                 Translated::Untouched
             }
             Named::Parse { name, body } => {
@@ -148,9 +150,11 @@ impl Relay {
         if let Some(existing) = sides.memory.names.find(&name).cloned() {
             return self.refuse_name(header, name, existing, sides);
         }
-        // One that means what it meant at this moment, or what another name means, can't be prepared elsewhere.
+        // One that means what it meant at this moment, or what another name means, can't be prepared elsewhere. While the
+        // backend has names of the client's own, the server alone knows which are in use.
         let can_move = |body| !names_a_moment(body) && !executes(body);
-        if sides.memory.names.is_full() || !can_move(body) {
+        let has_own = self.state.pins.contains(PinReason::NamedStatement);
+        if sides.memory.names.is_full() || !can_move(body) || has_own {
             return Translated::Untouched;
         }
         let Some(scope) = self.scope_now(None, sides) else {
