@@ -207,6 +207,12 @@ impl PendingReplies {
             .any(concerns)
     }
 
+    /// A batch of the client's before the one that is open, or that comes next, is in flight.
+    pub fn has_earlier_batch(&self) -> bool {
+        let mut all = self.entries.iter();
+        all.any(|entry| entry.ends_batch() && entry.action == ReplyAction::Forward)
+    }
+
     /// The last message in flight that concerns something belongs to an earlier batch: if that batch fails, the message
     /// is skipped, and what comes now must not count on it.
     pub fn is_uncertain(&self, concerns: impl Fn(&Note) -> bool) -> bool {

@@ -136,8 +136,8 @@ impl Relay {
                 || note.evicted.is_some()
                 || note.described.is_some()
         };
-        let ended = self.replies.outstanding() > 0 && !self.replies.is_batch_open();
-        self.replies.has_earlier(changes) || (ended && self.is_doubtful())
+        self.replies.has_earlier(changes)
+            || (self.replies.has_earlier_batch() && self.is_doubtful())
     }
 
     fn parse(
