@@ -17,7 +17,6 @@ mod expect;
 pub use expect::{Expect, ReplyAction};
 
 use super::prepared::Note;
-use super::requests::Unnamed;
 use expect::answers;
 use std::collections::VecDeque;
 
@@ -187,15 +186,11 @@ impl PendingReplies {
             .filter_map(|entry| entry.note.as_deref())
     }
 
-    /// What stood before the next message in flight that takes the unnamed statement's place.
-    pub fn next_replacing_unnamed(&mut self) -> Option<&mut Unnamed> {
-        let notes = self
-            .entries
-            .iter_mut()
-            .filter_map(|entry| entry.note.as_mut());
-        notes
-            .filter_map(|note| note.replaced_unnamed.as_mut())
-            .next()
+    /// The note of the next message in flight that takes the unnamed statement's place.
+    pub fn next_replacing_unnamed(&mut self) -> Option<&mut Note> {
+        let notes = self.entries.iter_mut();
+        let mut notes = notes.filter_map(|entry| entry.note.as_deref_mut());
+        notes.find(|note| note.replaced_unnamed.is_some())
     }
 
     /// A message of an earlier batch in flight concerns something.

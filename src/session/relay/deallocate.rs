@@ -46,12 +46,13 @@ impl Relay {
         sides.up.insert(&parse_message(id, EMPTY));
         self.replies.push(Expect::Parse, ReplyAction::Skip);
         let before = std::mem::take(&mut sides.memory.unnamed);
-        self.unnamed_here = true;
+        let was_here = std::mem::replace(&mut self.unnamed_here, true);
         sides.up.remove(header.frame_len());
         sides.up.insert(&deallocate_message(header.tag, id));
         let note = Note {
             unnamed: Some((name, statement)),
             replaced_unnamed: Some(before),
+            unnamed_was_here: was_here,
             ..Note::default()
         };
         let expect = match header.tag {
