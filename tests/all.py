@@ -52,6 +52,7 @@ STEPS = {
     "operation": cargo_test("config_cli", "limits", "observability"),
     "release build": RELEASE,
     "drivers": [sys.executable, "tests/drivers/run.py"],
+    "crowd": [sys.executable, "tests/transparency/crowd.py"],
     "load": [sys.executable, "tests/load/run.py"],
     "regress": [sys.executable, "tests/transparency/regress.py"],
 }
@@ -61,7 +62,7 @@ SUBJECTS = {
     "core": ["unit", "integration"],
     "drivers": ["release build", "drivers"],
     "load": ["release build", "load"],
-    "transparency": ["relay", "release build", "drivers", "regress"],
+    "transparency": ["relay", "release build", "drivers", "crowd", "regress"],
     "credentials": ["login"],
     "resilience": ["faults", "release build", "load"],
     "operators": ["operation"],
@@ -69,7 +70,7 @@ SUBJECTS = {
     "cache": [],
 }
 
-ALL = [*SUBJECTS["lint"], "cargo test", "release build", "drivers", "load", "regress"]
+ALL = [*SUBJECTS["lint"], "cargo test", "release build", "drivers", "crowd", "load", "regress"]
 
 
 def why_not(name):

@@ -112,7 +112,8 @@ install_drivers() {
     install_postgres
     install_python_packages
     install_node_packages
-    need libpostgresql-jdbc-java
+    need libpostgresql-jdbc-java golang-go golang-github-jackc-pgx-v4-dev golang-github-lib-pq-dev \
+        ruby ruby-activerecord ruby-pg
     command -v javac >/dev/null || apt_install default-jdk-headless
 }
 
