@@ -38,7 +38,7 @@ CONNECTIONS_MAX = 5
 ROUNDS = 12
 DEADLINE_S = 120
 SAMPLE_EVERY_S = 0.05
-POOL = {"max_connections": CONNECTIONS_MAX, "connection_borrow_timeout": 60}
+POOL = {"max_connections": CONNECTIONS_MAX, "connection_borrow_timeout": 30}
 SESSION_POOL = {"max_connections": CONNECTIONS_MAX, "connection_borrow_timeout": 2, "mode": "session"}
 
 PROGRAMS = HERE / "crowd"
@@ -213,7 +213,7 @@ def judge_pool(name, proxy, watch, met, pins):
     demand(0 < watch.told_peak <= CONNECTIONS_MAX, f"metrics: {watch.told_peak:.0f} database connections")
     demand(watch.backends.peak <= CONNECTIONS_MAX, f"server: {watch.backends.peak} database connections")
     made = proxy.metric("pgsluice_database_connection_setup_total")
-    demand(made == watch.told_peak, f"{made:.0f} database connections were made for {watch.told_peak:.0f}: some were closed")
+    demand(made == watch.told_peak, f"{made:.0f} database connections were made, {watch.told_peak:.0f} at a time: some died")
     demand(met >= 2, f"a session met {met} backends on average: nothing was multiplexed")
 
 
@@ -301,10 +301,12 @@ def main():
         for name in names:
             postgres.sql(TABLES)
             try:
+                # Half as many where every transaction pins: that is slow, and shown sooner.
+                rounds = arguments.rounds // 2 if name in UNAVOIDABLE else arguments.rounds
                 if arguments.direct:
-                    run_direct(name, postgres, arguments.rounds)
+                    run_direct(name, postgres, rounds)
                 else:
-                    run_through_proxy(name, postgres, arguments.rounds, SESSION_POOL if arguments.session else POOL)
+                    run_through_proxy(name, postgres, rounds, SESSION_POOL if arguments.session else POOL)
                 passed += 1
             except Fault as fault:
                 failed += 1
