@@ -23,7 +23,9 @@ import java.util.TimeZone;
 final class Crowd {
     private static final int CLIENTS = Integer.parseInt(System.getenv("CLIENTS"));
     private static final int ROUNDS = Integer.parseInt(System.getenv("ROUNDS"));
-    private static final String NOON = "2026-01-01 12:00:00+00";
+    /** What midnight is, is decided when the text is prepared; how noon is written, when it is executed. */
+    private static final String NOON = "select extract(hour from timestamptz '2026-01-01 12:00+00' - timestamptz '2026-01-01 00:00')"
+            + " || ' ' || (timestamptz '2026-01-01 12:00+00')::text";
     private static final String SETTINGS =
             "select current_setting('application_name'), current_setting('search_path'),"
             + " current_setting('TimeZone'), current_setting('app.client')";
@@ -55,7 +57,8 @@ final class Crowd {
             this.number = number;
             name = "crowd-" + number;
             zone = "Etc/GMT+" + hours;
-            noon = String.format(Locale.ROOT, "2026-01-01 %02d:00:00-%02d", 12 - hours, hours);
+            noon = String.format(Locale.ROOT, "%d 2026-01-01 %02d:00:00-%02d",
+                    12 - hours, 12 - hours, hours);
         }
 
         /** The zone is the JVM's at that moment, so one connects after the other. */
@@ -75,7 +78,7 @@ final class Crowd {
             settings = connection.prepareStatement(SETTINGS);
             owner = connection.prepareStatement("select owner from box where id = ?");
             own = connection.prepareStatement("select ?::int + " + number * 1000);
-            noonText = connection.prepareStatement("select '" + NOON + "'::timestamptz::text, pg_backend_pid()");
+            noonText = connection.prepareStatement(NOON + ", pg_backend_pid()");
             walk = connection.prepareStatement("select owner from box where note = 'first'");
             walk.setFetchSize(2);
             ledger = connection.prepareStatement("insert into public.ledger values (?, ?)");
@@ -137,7 +140,7 @@ final class Crowd {
             own.setInt(1, turn);
             expect("the own text", rows(own), List.of(String.valueOf(number * 1000 + turn)));
             String[] seen = rows(noonText).get(0).split(",");
-            expect("timestamptz as text", seen[0], noon);
+            expect("noon in the own zone", seen[0], noon);
             backends.add(Integer.valueOf(seen[1]));
             String mine = String.valueOf(number);
             expect("rows of a cursor", rows(walk), List.of(mine, mine, mine));

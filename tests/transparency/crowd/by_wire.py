@@ -258,7 +258,7 @@ def turn(client, session, number):
     client.expect_settings(fetch(SETTINGS).rows[-1])
     client.expect("a shared text under the own search_path", fetch(OWNER, number % 3 + 1).value, str(own))
     client.expect("the own text", fetch(f"select $1::int + {own * 1000}", number).value, str(own * 1000 + number))
-    client.expect("timestamptz as text", fetch(f"select '{NOON}'::timestamptz::text").value, client.noon)
+    client.expect("noon in the own zone", fetch(NOON).value, client.noon)
     client.expect("two rows", fetch(LIMIT, 2).rows, [[str(own)]] * 2)
     client.backends.add(fetch("select pg_backend_pid()").value)
     fetch("insert into public.ledger values ($1::int, $2::int)", own, number)

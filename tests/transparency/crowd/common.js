@@ -5,7 +5,9 @@ const readline = require('node:readline');
 
 const CLIENTS = Number(process.env.CLIENTS);
 const ROUNDS = Number(process.env.ROUNDS);
-const NOON = '2026-01-01 12:00:00+00';
+// What midnight is, is decided when the text is prepared; how noon is written, when it is executed.
+const NOON = "select extract(hour from timestamptz '2026-01-01 12:00+00' - timestamptz '2026-01-01 00:00')"
+  + " || ' ' || (timestamptz '2026-01-01 12:00+00')::text as noon";
 const SETTINGS = "select current_setting('application_name') as name, current_setting('search_path') as path,"
   + " current_setting('TimeZone') as zone, current_setting('app.client') as own";
 
@@ -18,7 +20,7 @@ class Client {
     this.schema = `crowd_${number}`;
     this.hours = number % 11 + 1;
     this.zone = `Etc/GMT+${this.hours}`;
-    this.noon = `2026-01-01 ${two(12 - this.hours)}:00:00-${two(this.hours)}`;
+    this.noon = `${12 - this.hours} 2026-01-01 ${two(12 - this.hours)}:00:00-${two(this.hours)}`;
     this.committed = 0;
     this.inserted = 0;
     this.backends = new Set();

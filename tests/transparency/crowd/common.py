@@ -7,7 +7,9 @@ import threading
 
 CLIENTS = int(os.environ["CLIENTS"])
 ROUNDS = int(os.environ["ROUNDS"])
-NOON = "2026-01-01 12:00:00+00"
+# What midnight is, is decided when the text is prepared; how noon is written, when it is executed.
+NOON = ("select extract(hour from timestamptz '2026-01-01 12:00+00' - timestamptz '2026-01-01 00:00')"
+        " || ' ' || (timestamptz '2026-01-01 12:00+00')::text")
 
 
 class Client:
@@ -19,7 +21,7 @@ class Client:
         self.schema = f"crowd_{number}"
         self.hours = number % 11 + 1
         self.zone = f"Etc/GMT+{self.hours}"  # POSIX: west is positive
-        self.noon = f"2026-01-01 {12 - self.hours:02}:00:00-{self.hours:02}"
+        self.noon = f"{12 - self.hours} 2026-01-01 {12 - self.hours:02}:00:00-{self.hours:02}"
         self.committed = 0
         self.inserted = 0
         self.backends = set()
@@ -28,7 +30,7 @@ class Client:
     def expect(self, what, got, wanted):
         """Tells of an answer that is not this client's own."""
         if got != wanted:
-            print(f"WRONG {self.name}: {what}: {got!r} instead of {wanted!r}", flush=True)
+            tell(f"WRONG {self.name}: {what}: {got!r} instead of {wanted!r}")
 
     def expect_settings(self, got):
         self.expect("application_name, search_path, TimeZone, app.client", tuple(got),
@@ -36,7 +38,13 @@ class Client:
 
     def fail(self, error):
         self.stopped = True
-        print(f"ERROR {self.name}: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+        tell(f"ERROR {self.name}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def tell(line):
+    """In one write: many threads tell."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def commits(turn):
@@ -54,7 +62,7 @@ def everybody():
 
 def pause(word):
     """Says how far we are and waits to be told to go on."""
-    print(word, flush=True)
+    tell(word)
     sys.stdin.readline()
 
 

@@ -86,7 +86,7 @@ def work(client, connection, number):
     client.expect("a shared text under the own search_path", boxes.get(pk=number % 3 + 1).owner, client.number)
     client.expect("the own text", one(connection, f"select %s::int + {client.number * 1000}", [number]),
                   (client.number * 1000 + number,))
-    client.expect("timestamptz as text", one(connection, f"select '{NOON}'::timestamptz::text"), (client.noon,))
+    client.expect("noon in the own zone", one(connection, NOON), (client.noon,))
     client.backends.add(one(connection, "select pg_backend_pid()")[0])
     Ledger.objects.using(client.name).create(client=client.number, round=number)
     with transaction.atomic(using=client.name):  # a savepoint

@@ -39,7 +39,7 @@ async function read(client, session, number) {
     client.number);
   client.expect('the same, unnamed',
     (await one('select owner from box where id = $1', [number % 3 + 1])).owner, client.number);
-  client.expect('timestamptz as text', (await one(`select '${NOON}'::timestamptz::text as noon`)).noon, client.noon);
+  client.expect('noon in the own zone', (await one({ name: 'noon', text: NOON })).noon, client.noon);
   client.backends.add((await one('select pg_backend_pid() as pid')).pid);
   const cursor = session.query(new Cursor('select owner from box where note = $1', ['first']));
   const rows = [];

@@ -36,13 +36,13 @@ async function work(client, sql, number) {
     sql.unsafe(SETTINGS),
     sql`select owner from box where id = ${number % 3 + 1}`,
     sql.unsafe(`select $1::int + ${client.number * 1000} as n`, [number], { prepare: true }),
-    sql.unsafe(`select '${NOON}'::timestamptz::text as noon`),
+    sql.unsafe(NOON, [], { prepare: true }),
     sql`select pg_backend_pid() as pid`,
   ]);
   client.expectSettings(settings);
   client.expect('a shared text under the own search_path', shared.owner, client.number);
   client.expect('the own text', own.n, client.number * 1000 + number);
-  client.expect('timestamptz as text', time.noon, client.noon);
+  client.expect('noon in the own zone', time.noon, client.noon);
   client.backends.add(backend.pid);
   const rows = [];
   for await (const some of sql`select owner from box where note = ${'first'}`.cursor(2)) rows.push(...some);

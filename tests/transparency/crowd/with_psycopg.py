@@ -27,7 +27,7 @@ def turn(client, connection, number):
                   one(connection, "select owner from box where id = %s", [number % 3 + 1]), (client.number,))
     client.expect("the own text", one(connection, f"select %s::int + {client.number * 1000}", [number]),
                   (client.number * 1000 + number,))
-    client.expect("timestamptz as text", one(connection, f"select '{NOON}'::timestamptz::text"), (client.noon,))
+    client.expect("noon in the own zone", one(connection, NOON), (client.noon,))
     client.backends.add(one(connection, "select pg_backend_pid()")[0])
     with connection.cursor("walk") as cursor:  # on the server, for this transaction
         cursor.itersize = 2
@@ -58,7 +58,7 @@ def turn_in_pipeline(client, connection, number):
         settings = connection.execute(SETTINGS)
         owner = connection.execute("select owner from box where id = %s", [number % 3 + 1])
         own = connection.execute(f"select %s::int + {client.number * 1000}", [number])
-        noon = connection.execute(f"select '{NOON}'::timestamptz::text")
+        noon = connection.execute(NOON)
         backend = connection.execute("select pg_backend_pid()")
         connection.execute("insert into public.ledger values (%s, %s)", [client.number, number])
         connection.execute("insert into box (owner, note) values (%s, 'later')", [client.number])
@@ -67,7 +67,7 @@ def turn_in_pipeline(client, connection, number):
     client.expect_settings(settings.fetchone())
     client.expect("a shared text under the own search_path", owner.fetchone(), (client.number,))
     client.expect("the own text", own.fetchone(), (client.number * 1000 + number,))
-    client.expect("timestamptz as text", noon.fetchone(), (client.noon,))
+    client.expect("noon in the own zone", noon.fetchone(), (client.noon,))
     client.expect("the own rows", rows.fetchone(), (client.inserted + (0 if commits(number) else 1),))
     client.backends.add(backend.fetchone()[0])
 

@@ -8,7 +8,9 @@ require "active_record"
 CLIENTS = Integer(ENV["CLIENTS"])
 ROUNDS = Integer(ENV["ROUNDS"])
 MIGRATIONS = ARGV.include?("migrations")
-NOON = "2026-01-01 12:00:00+00"
+# What midnight is, is decided when the text is prepared; how noon is written, when it is executed.
+NOON = "select extract(hour from timestamptz '2026-01-01 12:00+00' - timestamptz '2026-01-01 00:00')" \
+       " || ' ' || (timestamptz '2026-01-01 12:00+00')::text"
 SETTINGS = "select current_setting('application_name'), current_setting('search_path')," \
            " current_setting('TimeZone'), current_setting('app.client')"
 # A migration locks one number a database; a number of its own lets a client go on without asking again and again.
@@ -23,7 +25,7 @@ class Client
   def initialize(number)
     hours = number % 11 + 1
     @number, @name, @schema, @zone = number, "crowd-#{number}", "crowd_#{number}", "Etc/GMT+#{hours}"
-    @noon = format("2026-01-01 %02d:00:00-%02d", 12 - hours, hours)
+    @noon = format("%d 2026-01-01 %02d:00:00-%02d", 12 - hours, 12 - hours, hours)
     @committed = @inserted = 0
     @backends = {}
   end
@@ -85,7 +87,7 @@ def work(client, box, number)
   client.expect("a shared text under the own search_path", box.find(number % 3 + 1).owner, client.number)
   client.expect("the own text", connection.select_value("select #{number} + #{client.number * 1000}"),
                 client.number * 1000 + number)
-  client.expect("timestamptz as text", connection.select_value("select '#{NOON}'::timestamptz::text"), client.noon)
+  client.expect("noon in the own zone", connection.exec_query(NOON, "SQL", [], prepare: true).rows[0][0], client.noon)
   client.backends[connection.select_value("select pg_backend_pid()")] = true
   connection.exec_query("insert into public.ledger values ($1, $2)", "SQL", [client.number, number], prepare: true)
   client.expect("a key was returned", box.create!(owner: client.number, note: "later").id > 3, true)

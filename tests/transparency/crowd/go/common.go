@@ -12,7 +12,9 @@ import (
 )
 
 const (
-	noonText     = "2026-01-01 12:00:00+00"
+	// What midnight is, is decided when the text is prepared; how noon is written, when it is executed.
+	noonText = "select extract(hour from timestamptz '2026-01-01 12:00+00' - timestamptz '2026-01-01 00:00')" +
+		" || ' ' || (timestamptz '2026-01-01 12:00+00')::text"
 	settingsText = "select current_setting('application_name'), current_setting('search_path')," +
 		" current_setting('TimeZone'), current_setting('app.client')"
 )
@@ -28,7 +30,7 @@ func newClient(number int) *client {
 	hours := number%11 + 1
 	return &client{
 		number: number, name: fmt.Sprintf("crowd-%d", number), schema: fmt.Sprintf("crowd_%d", number),
-		zone: fmt.Sprintf("Etc/GMT+%d", hours), noon: fmt.Sprintf("2026-01-01 %02d:00:00-%02d", 12-hours, hours),
+		zone: fmt.Sprintf("Etc/GMT+%d", hours), noon: fmt.Sprintf("%d 2026-01-01 %02d:00:00-%02d", 12-hours, 12-hours, hours),
 		backends: map[int]bool{},
 	}
 }
