@@ -1,6 +1,7 @@
 //! Handles with their labels resolved, and guards that count something for as long as it lives.
 
 use super::families::{Families, PinFamilies};
+use super::picture::Picture;
 use prometheus::{Counter, Histogram, IntCounter, IntCounterVec, IntGauge};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -247,6 +248,7 @@ pub struct PoolMetrics {
     failed: IntCounter,
     /// By state, plain then encrypted.
     states: Arc<[[IntGauge; 2]; 4]>,
+    picture: Picture,
     pin: PinFamilies,
     replays: IntCounter,
     pin_handles: Mutex<HashMap<&'static str, PinHandles>>,
@@ -284,6 +286,7 @@ impl PoolMetrics {
                 .database_setup
                 .with_label_values(&with("failed")),
             states: Arc::new(states),
+            picture: families.picture.clone(),
             pin: families.pool.pin.clone(),
             replays: families.pool.replays.with_label_values(&labels),
             pin_handles: Mutex::default(),
@@ -375,6 +378,7 @@ impl PoolMetrics {
     pub fn connection(&self) -> BackendGauge {
         let gauge = BackendGauge {
             states: self.states.clone(),
+            picture: self.picture.clone(),
             state: BackendState::Connecting,
             tls: false,
         };
@@ -421,6 +425,7 @@ impl PoolMetrics {
 /// One backend in `database_connections`.
 pub struct BackendGauge {
     states: Arc<[[IntGauge; 2]; 4]>,
+    picture: Picture,
     state: BackendState,
     tls: bool,
 }
@@ -433,6 +438,7 @@ impl BackendGauge {
     /// It does something else now.
     pub fn set_state(&mut self, state: BackendState) {
         if state != self.state {
+            let _moving = self.picture.moving();
             self.current().dec();
             self.state = state;
             self.current().inc();
@@ -441,6 +447,7 @@ impl BackendGauge {
 
     /// It is encrypted, or not.
     pub fn set_tls(&mut self, tls: bool) {
+        let _moving = self.picture.moving();
         self.current().dec();
         self.tls = tls;
         self.current().inc();
