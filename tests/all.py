@@ -77,6 +77,8 @@ def why_not(name):
     """Why this step can't be run here; None if it can. Only what is optional may be left out."""
     if name == "licences and bans" and not shutil.which("cargo-deny"):
         return "cargo-deny is not installed (cargo install cargo-deny)"
+    if name == "regress" and not any((ROOT / "target/regress").glob("*/sql")):
+        return "the sources of PostgreSQL can't be had (tests/transparency/fetch_regress.sh)"
     return None
 
 
