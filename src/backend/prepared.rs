@@ -117,35 +117,39 @@ impl PreparedHere {
 
 /// Which statements a session has prepared here by SQL: name, and which of that name.
 #[derive(Debug, Default)]
-pub struct SqlPreparedHere(BTreeMap<String, u64>);
+pub struct SqlPreparedHere {
+    names: BTreeMap<String, u64>,
+    /// It may be that one of them could not be prepared.
+    pub unsure: bool,
+}
 
 impl SqlPreparedHere {
     /// Which statement a name means here.
     pub fn id(&self, name: &str) -> Option<u64> {
-        self.0.get(name).copied()
+        self.names.get(name).copied()
     }
 
     /// A name is given a meaning.
     pub fn insert(&mut self, name: String, id: u64) {
-        self.0.insert(name, id);
+        self.names.insert(name, id);
     }
 
     /// A name loses its meaning; which it was.
     pub fn remove(&mut self, name: &str) -> Option<u64> {
-        self.0.remove(name)
+        self.names.remove(name)
     }
 
     /// Those of the names that `is_gone` lose their meaning.
     pub fn extract(&mut self, is_gone: impl Fn(&str, u64) -> bool) -> Vec<String> {
-        let all = std::mem::take(&mut self.0);
+        let all = std::mem::take(&mut self.names);
         let (gone, kept) = all.into_iter().partition(|(name, id)| is_gone(name, *id));
-        self.0 = kept;
+        self.names = kept;
         BTreeMap::into_keys(gone).collect()
     }
 
     /// None is left.
     pub fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 }
 

@@ -4,7 +4,7 @@
 use super::prepared::{Name, Scope};
 use super::reading::has_literal;
 use super::statement::{Effects, StatementReader};
-use crate::backend::settings::Settings;
+use crate::backend::settings::{Settings, literal};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,12 +13,10 @@ use std::sync::Arc;
 const COUNT_MAX: usize = 200;
 const BYTES_MAX: usize = 256 * 1024;
 
-/// Texts that may use such statements, beside those that the server's words tell of.
-const USES: Effects = Effects::SQL_EXECUTE
+/// Texts that name such statements.
+const NAMED: Effects = Effects::SQL_EXECUTE
     .union(Effects::SQL_DEALLOCATE)
-    .union(Effects::SQL_PREPARE)
-    .union(Effects::STATEMENTS_SHOWN)
-    .union(Effects::OPAQUE);
+    .union(Effects::SQL_PREPARE);
 
 /// One statement.
 #[derive(Debug)]
@@ -103,9 +101,40 @@ pub fn is_one_prepare(text: &str) -> bool {
         && !rest.contains(&b';')
 }
 
-/// A text may use, show, make or take away statements that SQL has prepared.
-pub fn may_use(text: &[u8]) -> bool {
-    effects_of(text).contains(USES)
+/// Which of a session's statements a text may use, show, make or take away.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Uses {
+    /// None.
+    Nothing,
+    /// Those that it names.
+    Named(Vec<Name>),
+    /// Any: it runs what it does not show, or shows them all.
+    Anything,
+}
+
+/// Reads a text for what it may use. SQL in a string that a function executes is found by its first word.
+pub fn uses(text: &[u8]) -> Uses {
+    let effects = effects_of(text);
+    if effects.contains(Effects::STATEMENTS_SHOWN.union(Effects::OPAQUE)) {
+        return Uses::Anything;
+    }
+    let named = names_behind(text, &[b"execute", b"prepare", b"deallocate"]);
+    let hidden = mentions_execute(text) > named.len();
+    match (effects.contains(NAMED), hidden) {
+        (_, true) if !effects.contains(Effects::SQL_EXECUTE) => Uses::Anything,
+        (true, _) => Uses::Named(named.into_iter().map(|(_, name)| name).collect()),
+        (false, _) => Uses::Nothing,
+    }
+}
+
+fn mentions_execute(text: &[u8]) -> usize {
+    const WORD: &[u8] = b"execute";
+    let begins = memchr::memchr2_iter(b'e', b'E', text);
+    let found = begins.filter(|&at| {
+        let word = text.get(at..at + WORD.len());
+        word.is_some_and(|word| word.eq_ignore_ascii_case(WORD))
+    });
+    found.count()
 }
 
 /// A text may name the view that shows prepared statements. Quick, as every text is looked at.
@@ -129,19 +158,36 @@ pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Where a text names statements behind EXECUTE or PREPARE, and which.
+/// The SQL that prepares a statement, and does nothing where that is not possible any more.
+pub fn prepared_if_possible(statement: &SqlStatement) -> String {
+    let block = format!(
+        "BEGIN EXECUTE {}; EXCEPTION WHEN OTHERS THEN NULL; END",
+        literal(&statement.text)
+    );
+    format!("DO {}", literal(&block))
+}
+
+/// Where a text names statements behind EXECUTE or PREPARE, and which; also DEALLOCATE PREPARE.
 pub fn names_used(text: &[u8]) -> Vec<(Range<usize>, Name)> {
+    names_behind(text, &[b"execute", b"prepare"])
+}
+
+fn names_behind(text: &[u8], keywords: &[&[u8]]) -> Vec<(Range<usize>, Name)> {
     let mut found = Vec::new();
     let mut tokens = Tokens { text, at: 0 };
-    while let Some(token) = tokens.next_token() {
-        let word = &text[token];
-        if !(word.eq_ignore_ascii_case(b"execute") || word.eq_ignore_ascii_case(b"prepare")) {
-            continue;
-        }
-        let Some(name) = tokens.next_token() else {
-            break;
+    let mut next = tokens.next_token();
+    while let Some(token) = next {
+        next = tokens.next_token();
+        let is_keyword = |token: &Range<usize>| {
+            let word = &text[token.clone()];
+            (keywords.iter()).any(|keyword| word.eq_ignore_ascii_case(keyword))
         };
-        if let Some(meaning) = identifier(&text[name.clone()]) {
+        let name = next
+            .clone()
+            .filter(|next| is_keyword(&token) && !is_keyword(next));
+        if let Some(name) = name
+            && let Some(meaning) = identifier(&text[name.clone()])
+        {
             found.push((name, meaning));
         }
     }
@@ -314,17 +360,22 @@ mod tests {
 
     #[test]
     fn what_may_use_them() {
-        for (text, uses) in [
-            ("execute a", true),
-            ("explain execute a", true),
-            ("deallocate a", true),
-            ("do $$ $$", true),
-            ("select * from PG_Prepared_Statements", true),
-            ("select 1", false),
-            ("select 'execute a'", false),
+        let named = |name: &str| Uses::Named(vec![name.as_bytes().into()]);
+        for (text, expected) in [
+            ("execute a", named("a")),
+            ("explain execute A", named("a")),
+            ("deallocate prepare a", named("a")),
+            ("prepare a as select 1", named("a")),
+            ("do $$ $$", Uses::Anything),
+            ("call p()", Uses::Anything),
+            ("select * from PG_Prepared_Statements", Uses::Anything),
+            ("select f('Execute a')", Uses::Anything),
+            ("select 1", Uses::Nothing),
         ] {
-            assert_eq!(may_use(text.as_bytes()), uses, "{text}");
+            assert_eq!(uses(text.as_bytes()), expected, "{text}");
         }
+        assert!(may_show(b"select 1 from pg_catalog.PG_prepared_statements"));
+        assert!(!may_show(b"select pg_prepared from prepared_statements"));
     }
 
     #[test]

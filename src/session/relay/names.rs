@@ -16,6 +16,7 @@ use crate::session::reading::names_a_moment;
 use crate::session::relay::Hold;
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::requests::{Unnamed, Violation};
+use crate::session::sql_statements::Uses;
 use crate::session::statement::Effects;
 use crate::wire::frame::{HEADER_LEN, Header};
 use std::sync::Arc;
@@ -77,7 +78,8 @@ impl Relay {
                     .is_ok_and(|name| sides.memory.sql.find(name).is_some()) =>
             {
                 self.state.settings_touched |= header.tag == b'C';
-                self.bring_sql_prepared(sides);
+                let uses = Uses::Named(vec![Name::from(name)]);
+                self.bring_sql_prepared(&uses, sides);
                 Translated::Untouched
             }
             // Shared statements are read as most clients' are.

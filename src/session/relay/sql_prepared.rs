@@ -9,10 +9,11 @@ use super::{Relay, Sides};
 use crate::backend::connection::BackendConnection;
 use crate::session::memory::Memory;
 use crate::session::pin::PinReason;
-use crate::session::prepared::{Name, Note, PARSE_LEN_MAX, Scope, Statement};
+use crate::session::prepared::{Name, Note, Scope, Statement};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::sql_statements::{
-    SqlStatement, is_one_prepare, may_deallocate, may_show, may_use, names_used, quoted,
+    SqlStatement, Uses, is_one_prepare, may_deallocate, may_show, names_used, prepared_if_possible,
+    quoted, uses,
 };
 use crate::session::statement::Effects;
 use crate::wire::flow::Flow;
@@ -46,34 +47,39 @@ impl Relay {
     /// A text is about to be sent: it begins the unread bytes.
     pub(super) fn before_sql_text(&mut self, header: Header, sides: &mut Sides<'_>) {
         let come = header.frame_len().min(sides.up.unread().len());
-        let text = &sides.up.unread()[HEADER_LEN.min(come)..come];
-        // One that has not come whole is not read.
-        let too_long = header.frame_len() > PARSE_LEN_MAX;
-        let shows = may_show(text);
-        let uses = !sides.memory.sql.is_empty() && (too_long || may_use(text));
-        if !(shows || uses) {
+        let frame = &sides.up.unread()[..come];
+        let shows = may_show(frame);
+        let (uses, deallocates) = match text_of(frame) {
+            _ if sides.memory.sql.is_empty() => (Uses::Nothing, false),
+            Some(text) => (uses(&frame[text.clone()]), may_deallocate(&frame[text])),
+            // One that has not come whole is not read.
+            None => (Uses::Anything, true),
+        };
+        if uses == Uses::Nothing && !shows {
             return;
         }
         let alone = header.tag == b'Q' && !self.replies.is_batch_open();
-        if uses {
-            // What is used stays; what this takes away the server will tell.
-            self.state.settings_touched |= may_deallocate(text);
-        }
+        // What is used stays; what this takes away the server will tell.
+        self.state.settings_touched |= deallocates;
         if shows {
             self.show_own(sides);
         }
-        if uses {
-            self.bring_sql_prepared(sides);
-        }
+        self.bring_sql_prepared(&uses, sides);
         self.sync_behind |= alone && self.replies.is_batch_open();
     }
 
-    /// Prepares what the backend lacks. Whatever is executed may do what any of them does.
-    pub(super) fn bring_sql_prepared(&mut self, sides: &mut Sides<'_>) {
-        let all: Vec<(String, Arc<SqlStatement>)> = (sides.memory.sql.iter())
+    /// Prepares what the backend lacks of what is used. Whatever is executed may do what its text does.
+    pub(super) fn bring_sql_prepared(&mut self, uses: &Uses, sides: &mut Sides<'_>) {
+        let is_used = |name: &str| match uses {
+            Uses::Nothing => false,
+            Uses::Named(names) => names.iter().any(|used| **used == *name.as_bytes()),
+            Uses::Anything => true,
+        };
+        let used: Vec<(String, Arc<SqlStatement>)> = (sides.memory.sql.iter())
+            .filter(|(name, _)| is_used(name))
             .map(|(name, statement)| (name.clone(), statement.clone()))
             .collect();
-        for (_, statement) in &all {
+        for (_, statement) in &used {
             self.note_text(statement.effects, Text::of_body(statement.text.as_bytes()));
             if statement.effects.contains(Effects::MAY_SET) {
                 self.note_custom(Some(statement.text.as_bytes()), false);
@@ -83,28 +89,48 @@ impl Relay {
         if sides.conn.status == TxStatus::Failed || self.replies.is_skipping() {
             return;
         }
-        for (name, statement) in all {
-            if !statement.follows || sides.conn.sql_prepared.id(&name) == Some(statement.id) {
-                continue;
-            }
-            if let Some(id) = sides.conn.sql_prepared.remove(&name) {
-                let note = Note {
-                    sql_gone: Some((name.clone(), id)),
-                    ..Note::default()
-                };
-                let sql = format!("DEALLOCATE {}", quoted(&name));
-                self.insert_own_between(None, &sql, note, sides.up);
-            }
-            sides.conn.sql_prepared.insert(name.clone(), statement.id);
+        let lacks = |(name, statement): &(String, Arc<SqlStatement>)| {
+            statement.follows && sides.conn.sql_prepared.id(name) != Some(statement.id)
+        };
+        let lacking: Vec<_> = used.into_iter().filter(lacks).collect();
+        for (name, statement) in lacking {
+            // That one of them can't be prepared any more is an error only for who uses it.
+            let sql = match uses {
+                Uses::Anything => {
+                    self.state.settings_touched = true;
+                    sides.conn.sql_prepared.unsure = true;
+                    prepared_if_possible(&statement)
+                }
+                _ => statement.text.clone(),
+            };
+            self.bring_one(name, &statement, &sql, sides);
+        }
+    }
+
+    fn bring_one(
+        &mut self,
+        name: String,
+        statement: &SqlStatement,
+        sql: &str,
+        sides: &mut Sides<'_>,
+    ) {
+        if let Some(id) = sides.conn.sql_prepared.remove(&name) {
             let note = Note {
-                sql_prepared: Some(name),
+                sql_gone: Some((name.clone(), id)),
                 ..Note::default()
             };
-            let now = Scope::of(&sides.memory.settings).reading;
-            let was = statement.reading.as_ref();
-            let around = was.and_then(|was| Around::reading(was, &now, sides.conn));
-            self.insert_own_between(around, &statement.text, note, sides.up);
+            let sql = format!("DEALLOCATE {}", quoted(&name));
+            self.insert_own_between(None, &sql, note, sides.up);
         }
+        sides.conn.sql_prepared.insert(name.clone(), statement.id);
+        let note = Note {
+            sql_prepared: Some(name),
+            ..Note::default()
+        };
+        let now = Scope::of(&sides.memory.settings).reading;
+        let was = statement.reading.as_ref();
+        let around = was.and_then(|was| Around::reading(was, &now, sides.conn));
+        self.insert_own_between(around, sql, note, sides.up);
     }
 
     /// A simple query has passed behind messages of ours that have no Sync: if one of them fails, the server looks at nothing
@@ -126,8 +152,12 @@ impl Relay {
         sides: &mut Sides<'_>,
     ) {
         let (here, sql) = (&mut sides.conn.sql_prepared, &mut sides.memory.sql);
+        let unsure = std::mem::take(&mut here.unsure);
         for name in here.extract(|name, _| !found.iter().any(|(other, _)| other == name)) {
-            sql.remove(&name);
+            // What could not be prepared here is still the session's.
+            if !unsure {
+                sql.remove(&name);
+            }
         }
         let may_have_prepared =
             self.state.explained || self.state.before_survey.contains(PinReason::SqlPrepare);
@@ -208,8 +238,15 @@ pub(super) fn is_prepare_alone(effects: Effects, frame: &[u8]) -> bool {
     effects.contains(Effects::SQL_PREPARE) && text().is_some_and(is_one_prepare)
 }
 
+/// The text has a backend's name for a statement in it.
+pub(super) fn has_own_name(text: &[u8]) -> bool {
+    names_used(text)
+        .iter()
+        .any(|(_, name)| name.starts_with(b"pgsluice_"))
+}
+
 /// Where the text of a Query or a Parse stands in its frame.
-fn text_of(frame: &[u8]) -> Option<Range<usize>> {
+pub(super) fn text_of(frame: &[u8]) -> Option<Range<usize>> {
     let body = frame.get(HEADER_LEN..)?;
     let start = match frame[0] {
         b'P' => body.iter().position(|&byte| byte == 0)? + 1,

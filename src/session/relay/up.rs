@@ -3,7 +3,7 @@
 use super::causes::{Text, beginning_of};
 use super::names::Translated;
 use super::scope::Around;
-use super::sql_prepared::is_prepare_alone;
+use super::sql_prepared::{has_own_name, is_prepare_alone, text_of};
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::settings::Settings;
 use crate::session::memory::Memory;
@@ -14,6 +14,7 @@ use crate::session::replies::{Expect, ReplyAction};
 use crate::session::requests::{
     CLOSE_UNNAMED, Kept, Need, Next, RequestReader, Told, Unnamed, look,
 };
+use crate::session::sql_statements::uses;
 use crate::session::statement::{Effects, StatementReader};
 use crate::wire::frame::{HEADER_LEN, Header};
 use std::task::{Context, Poll};
@@ -242,8 +243,12 @@ impl Relay {
         // What stands before the text may look like a quote.
         let text = frame.get(HEADER_LEN + 1..).unwrap_or_default();
         match unnamed {
-            // The name that it executes is another's business.
-            Unnamed::Kept(kept) if kept.effects.contains(Effects::SQL_EXECUTE) => Unnamed::None,
+            // The name that the text has got of ours is this backend's alone.
+            Unnamed::Kept(kept)
+                if kept.effects.contains(Effects::SQL_EXECUTE) && has_own_name(text) =>
+            {
+                Unnamed::None
+            }
             Unnamed::Kept(kept) if frame.get(HEADER_LEN) == Some(&0) && has_literal(text) => {
                 if self.is_meaning_touched() || names_a_moment(text) {
                     return Unnamed::None;
@@ -282,6 +287,10 @@ impl Relay {
                     .push_noted(Expect::Close, ReplyAction::Skip, note);
             }
         };
+        if kept.effects.contains(Effects::SQL_EXECUTE) && !sides.memory.sql.is_empty() {
+            let uses = uses(text_of(&kept.parse).map_or(&[], |text| &kept.parse[text]));
+            self.bring_sql_prepared(&uses, sides);
+        }
         let now = self.reading_now.take();
         let now = now.unwrap_or_else(|| Scope::of(&sides.memory.settings).reading);
         let note = note_replaced(Unnamed::Kept(kept.clone()), false);

@@ -2,7 +2,7 @@
 
 use super::{PINS, database, proxy};
 use crate::support::frames::{
-    bind, close_statement, column, errors, execute, parse, query, sync, tags,
+    bind, close_statement, column, describe_statement, errors, execute, parse, query, sync, tags,
 };
 use crate::support::{Database, Proxy, RawClient};
 
@@ -182,6 +182,19 @@ async fn a_statement_that_can_not_be_brought_is_one_error() {
     it.client.send(&both_at_once).await;
     assert_eq!(tags(&it.client.ready().await), "EZ");
     assert_eq!(column(&it.client.ready().await), ["behind"]);
+    // It is nobody else's error.
+    it.client.query("PREPARE t AS SELECT 2").await;
+    it.elsewhere().await;
+    assert_eq!(it.client.value("EXECUTE t").await, "2");
+    let hidden = "SELECT run('execute t')";
+    let run = "CREATE FUNCTION run(sql text) RETURNS int LANGUAGE plpgsql AS \
+               $$ DECLARE v int; BEGIN EXECUTE sql INTO v; RETURN v; END $$";
+    it.client.query(run).await;
+    for _ in 0..2 {
+        it.elsewhere().await;
+        assert_eq!(it.client.value(hidden).await, "2");
+    }
+    it.elsewhere().await;
     // In a transaction it fails the transaction, as it would anyway.
     it.client.query("BEGIN").await;
     assert_eq!(errors(&it.client.query("EXECUTE s").await), ["42P01"]);
@@ -192,6 +205,25 @@ async fn a_statement_that_can_not_be_brought_is_one_error() {
         .await;
     assert_eq!(it.client.value("EXECUTE s").await, "2");
     it.no_pins().await;
+}
+
+#[tokio::test]
+async fn an_unnamed_execute_is_described_in_a_later_batch() {
+    let mut it = Moves::new().await;
+    it.client
+        .query("PREPARE s AS SELECT 1 AS one, 'x' AS two")
+        .await;
+    for _ in 0..3 {
+        it.client
+            .ask(&[parse("", "EXECUTE s"), sync()].concat())
+            .await;
+        it.elsewhere().await;
+        let answer = it
+            .client
+            .ask(&[describe_statement(""), sync()].concat())
+            .await;
+        assert_eq!(tags(&answer), "tTZ");
+    }
 }
 
 #[tokio::test]

@@ -148,7 +148,7 @@ pub fn script(seed: u64, role: &str) -> Script {
         random,
         role,
         in_transaction: false,
-        changes_place: kinds.contains(&Kind::Role) || kinds.len() % 2 == 0,
+        changes_place: kinds.contains(&Kind::Role) || kinds.len().is_multiple_of(2),
         leaves_unnamed: false,
         has_table: kinds.contains(&Kind::Ddl),
         has_startup: !startup.is_empty(),
