@@ -20,6 +20,13 @@ pub struct CancelTarget {
     pub(super) secret: Arc<[u8]>,
 }
 
+impl CancelTarget {
+    /// The server's process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+}
+
 #[cfg(test)]
 impl CancelTarget {
     pub(crate) fn for_tests(server: &Arc<Server>, pid: u32, secret: &[u8]) -> Self {

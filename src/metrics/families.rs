@@ -44,6 +44,14 @@ pub(super) struct PoolFamilies {
     pub(super) pins: IntCounterVec,
     pub(super) unpins: IntCounterVec,
     pub(super) replays: IntCounterVec,
+    pub(super) listen: ListenFamilies,
+}
+
+/// What listening without a database connection is counted in.
+pub(super) struct ListenFamilies {
+    pub(super) listeners: IntGaugeVec,
+    pub(super) listening: IntGaugeVec,
+    pub(super) notifications: IntCounterVec,
 }
 
 /// Registers families. The names and labels are constants, so registering them can't fail.
@@ -199,6 +207,29 @@ impl PoolFamilies {
             replays: r.counter(
                 "state_replays_total",
                 "Times a session's settings were given to another database connection.",
+                POOL,
+            ),
+            listen: ListenFamilies::register(r),
+        }
+    }
+}
+
+impl ListenFamilies {
+    fn register(r: &Registrar<'_>) -> Self {
+        Self {
+            listeners: r.gauge(
+                "listeners",
+                "Database connections that listen for all sessions of their database; they count as borrowed.",
+                POOL,
+            ),
+            listening: r.gauge(
+                "listening_sessions",
+                "Sessions that listen through a shared listener, without a database connection of their own.",
+                POOL,
+            ),
+            notifications: r.counter(
+                "notifications_total",
+                "Notifications put before sessions by shared listeners, once for each session.",
                 POOL,
             ),
         }

@@ -119,6 +119,7 @@ impl EndpointMetrics {
 }
 
 /// Adds one to a gauge while it lives.
+#[derive(Debug)]
 struct Counted(IntGauge);
 
 impl Counted {
@@ -142,6 +143,10 @@ pub struct WaitingGuard(#[allow(dead_code)] Counted);
 
 /// A backend inside a transaction block.
 pub struct TransactionGuard(#[allow(dead_code)] Counted);
+
+/// A listener, or a session that has one.
+#[derive(Debug)]
+pub struct ListenGuard(#[allow(dead_code)] Counted);
 
 /// A pinned backend.
 pub struct PinGuard {
@@ -239,6 +244,9 @@ pub struct PoolMetrics {
     pins: IntCounterVec,
     unpins: IntCounterVec,
     replays: IntCounter,
+    listeners: IntGauge,
+    listening: IntGauge,
+    notifications: IntCounter,
     pin_handles: Mutex<HashMap<&'static str, (IntGauge, IntCounter, IntCounter)>>,
     up: IntGauge,
 }
@@ -278,6 +286,13 @@ impl PoolMetrics {
             pins: families.pool.pins.clone(),
             unpins: families.pool.unpins.clone(),
             replays: families.pool.replays.with_label_values(&labels),
+            listeners: families.pool.listen.listeners.with_label_values(&labels),
+            listening: families.pool.listen.listening.with_label_values(&labels),
+            notifications: families
+                .pool
+                .listen
+                .notifications
+                .with_label_values(&labels),
             pin_handles: Mutex::default(),
             up: families.pool.up.with_label_values(&[target, ROLE]),
         }
@@ -335,10 +350,16 @@ impl PoolMetrics {
             &families.pool.waiting,
             &families.pool.borrowed,
             &families.pool.in_transaction,
+            &families.pool.listen.listeners,
+            &families.pool.listen.listening,
         ] {
             let _ = family.remove_label_values(&labels);
         }
-        for family in [&families.pool.requests, &families.pool.replays] {
+        for family in [
+            &families.pool.requests,
+            &families.pool.replays,
+            &families.pool.listen.notifications,
+        ] {
             let _ = family.remove_label_values(&labels);
         }
         let _ = families.pool.borrow_seconds.remove_label_values(&labels);
@@ -361,6 +382,21 @@ impl PoolMetrics {
     /// A session's settings were given to another backend.
     pub fn replayed(&self) {
         self.replays.inc();
+    }
+
+    /// A backend listens for others, until the guard is dropped.
+    pub fn listener(&self) -> ListenGuard {
+        ListenGuard(Counted::new(&self.listeners))
+    }
+
+    /// A session listens without a backend, until the guard is dropped.
+    pub fn listening(&self) -> ListenGuard {
+        ListenGuard(Counted::new(&self.listening))
+    }
+
+    /// Notifications were put before sessions.
+    pub fn notified(&self, count: usize) {
+        self.notifications.inc_by(count as u64);
     }
 
     /// A backend is being made; counted until the gauge is dropped.

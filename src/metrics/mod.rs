@@ -7,7 +7,7 @@ mod families;
 mod handles;
 
 pub use handles::{
-    BackendGauge, BackendState, ClientGauge, EndpointMetrics, PinGuard, PoolMetrics,
+    BackendGauge, BackendState, ClientGauge, EndpointMetrics, ListenGuard, PinGuard, PoolMetrics,
     SessionMetrics, SetupResult, TargetMetrics, TransactionGuard, WaitingGuard,
 };
 

@@ -15,6 +15,7 @@ mod close;
 pub mod custom;
 pub mod deallocate;
 mod farewell;
+pub mod listen;
 mod memory;
 pub mod params;
 pub mod pin;

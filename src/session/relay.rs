@@ -11,6 +11,7 @@
 //! One poll does all that can be done without waiting: one read and one write a side in the usual case.
 
 mod down;
+mod listening;
 mod names;
 mod sequences;
 mod state;
@@ -18,6 +19,7 @@ mod up;
 
 pub(super) use up::{opens_transaction, replaces_unnamed};
 
+use super::listen::{Fault as ListenFault, Founding};
 use super::memory::Memory;
 use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
 use super::requests::{RequestReader, Violation};
@@ -31,6 +33,7 @@ use crate::wire::frame::BadLength;
 use crate::wire::from_backend::{ServerError, TxStatus};
 use crate::wire::to_backend;
 use bytes::BytesMut;
+use listening::Listening;
 use sequences::Sequences;
 use state::StateLeft;
 use std::io;
@@ -58,6 +61,14 @@ pub(super) enum RelayEnd {
     SettingsRefused(ServerError),
     /// A transaction block in statement mode.
     TransactionInStatementMode,
+    /// The backend listens, and has become the listener for all.
+    Founds(Founding),
+    /// The session can't be told all it should hear.
+    Unheard(ListenFault),
+    /// What the session listens to can't be told.
+    ListeningUnknown,
+    /// The server refused to listen to what the session listens to.
+    ChannelsRefused(ServerError),
 }
 
 /// The server broke the protocol.
@@ -97,6 +108,7 @@ pub(super) struct Relay {
     passing: Option<Passing>,
     state: StateLeft,
     sequences: Sequences,
+    listening: Listening,
     /// What the server had reported when the session's state was last known.
     parameters: Parameters,
     /// The backend's unnamed statement is this session's.
@@ -144,6 +156,7 @@ impl Relay {
             passing: None,
             state: StateLeft::default(),
             sequences: Sequences::default(),
+            listening: Listening::default(),
             parameters: conn.parameters.clone(),
             unnamed_here: false,
             held: false,
@@ -180,9 +193,9 @@ impl Relay {
         true
     }
 
-    fn insert_query(&mut self, sql: &str, expect: Expect, up: &mut Flow) {
+    fn insert_query(&mut self, sql: &(impl AsRef<[u8]> + ?Sized), expect: Expect, up: &mut Flow) {
         let mut message = BytesMut::new();
-        to_backend::query(&mut message, sql.as_bytes());
+        to_backend::query(&mut message, sql.as_ref());
         up.insert(&message);
         self.replies.push(expect, ReplyAction::Skip);
     }
@@ -208,6 +221,11 @@ impl Relay {
         (half_done || half_sent) && self.replies.awaits_client() && !up.must_drain()
     }
 
+    /// The session is on its way to a listener, or has a backend only until it is there.
+    pub(super) fn is_moving(&self) -> bool {
+        self.listening.is_moving()
+    }
+
     /// The client has said goodbye.
     pub(super) fn has_quit(&self) -> bool {
         self.quit
@@ -222,6 +240,7 @@ impl Relay {
     /// and `sides`.
     pub(super) fn poll(&mut self, sides: &mut Sides<'_>, cx: &mut Context<'_>) -> Poll<RelayEnd> {
         loop {
+            self.watch_listening(sides.memory, cx);
             let up = self.pump_up(sides, cx);
             let down = match up {
                 Ok(moved) => self.pump_down(sides, cx).map(|also| moved || also),
@@ -300,13 +319,25 @@ impl Relay {
             return Ok(self.take_held(sides));
         }
         self.note_state_left(sides.conn);
-        if self.settle_state(sides) || self.take_held(sides) {
+        if self.listening.is_for_request() {
+            return Ok(self.take_held(sides));
+        }
+        if !self.listening.is_moving() && self.settle_state(sides) {
+            return Ok(true);
+        }
+        if self.settle_listening(sides)? {
+            return Ok(true);
+        }
+        if self.listening.is_moving() {
+            return Ok(false);
+        }
+        if self.take_held(sides) {
             return Ok(true);
         }
         if self.state.pins.is_empty() {
             Err(RelayEnd::Released)
         } else {
-            Ok(false)
+            Ok(self.deliver_at_rest(sides))
         }
     }
 
@@ -317,6 +348,7 @@ impl Relay {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), RelayEnd>> {
         let mut unsent = BytesMut::new();
+        self.listening.abandoned = true;
         loop {
             self.scan_down(sides)?;
             self.undo_changes(sides);

@@ -43,6 +43,8 @@ pub enum Expect {
     BadFlush,
     /// A query of the proxy's own that asks what the session has left.
     Survey,
+    /// A query of the proxy's own about the session's channels.
+    Listen,
 }
 
 /// What to do with a reply.
@@ -82,7 +84,10 @@ impl Entry {
 
     fn is_own_query(&self) -> bool {
         self.action == ReplyAction::Skip
-            && matches!(self.expect, Expect::Query | Expect::Fence | Expect::Survey)
+            && matches!(
+                self.expect,
+                Expect::Query | Expect::Fence | Expect::Survey | Expect::Listen
+            )
     }
 }
 
@@ -127,6 +132,13 @@ impl PendingReplies {
         self.entries
             .front()
             .is_some_and(|front| front.expect == Expect::Survey)
+    }
+
+    /// What comes now answers a query of the proxy's own about channels.
+    pub fn is_listening(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Listen)
     }
 
     /// What comes now answers the fence.
@@ -208,6 +220,7 @@ impl PendingReplies {
                     | Expect::FunctionCall
                     | Expect::Fence
                     | Expect::Survey
+                    | Expect::Listen
             )
         };
         self.entries.iter().filter(ends).count()
@@ -255,7 +268,7 @@ impl PendingReplies {
                 // A simple query or function call ends the implicit transaction as a Sync does.
                 let simple = matches!(
                     expect,
-                    Expect::Query | Expect::FunctionCall | Expect::Survey
+                    Expect::Query | Expect::FunctionCall | Expect::Survey | Expect::Listen
                 );
                 self.batch_open = !simple && (self.batch_open || expect != Expect::CopyEnd);
                 self.entries.push_back(entry);
@@ -322,7 +335,11 @@ impl PendingReplies {
             };
         };
         match front.expect {
-            Expect::Sync | Expect::Query | Expect::FunctionCall | Expect::Survey => {
+            Expect::Sync
+            | Expect::Query
+            | Expect::FunctionCall
+            | Expect::Survey
+            | Expect::Listen => {
                 let action = front.action;
                 self.pop();
                 Ok(action)
@@ -368,7 +385,8 @@ impl PendingReplies {
             | Expect::Query
             | Expect::FunctionCall
             | Expect::Fence
-            | Expect::Survey => {}
+            | Expect::Survey
+            | Expect::Listen => {}
             _ => {
                 let next_sync = self
                     .entries
@@ -445,6 +463,7 @@ fn answers(expect: Expect, tag: u8) -> (bool, bool) {
         ),
         Expect::FunctionCall => (matches!(tag, b'V' | b'E'), false),
         Expect::Survey => (matches!(tag, b'T' | b'D' | b'C' | b'E'), false),
+        Expect::Listen => (matches!(tag, b'C' | b'E'), false),
         Expect::Sync => (tag == b'E', false),
         Expect::Fence => (matches!(tag, b'I' | b'E'), false),
         Expect::BadFlush => (tag == b'E', false),

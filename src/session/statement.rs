@@ -55,6 +55,14 @@ impl Effects {
     /// DO, CALL: the text doesn't show what they do.
     pub const OPAQUE: Effects = Effects(1 << 14);
 
+    /// UNLISTEN
+    pub const UNLISTEN: Effects = Effects(1 << 15);
+    /// pg_listening_channels: the answer depends on what this session listens to.
+    pub const LISTENING_READ: Effects = Effects(1 << 16);
+
+    /// NOTIFY, pg_notify: who listens to it hears it before the statement is done.
+    pub const NOTIFY: Effects = Effects(1 << 17);
+
     /// A name that can't be read may be any of the names looked for.
     const UNREADABLE_NAME: Effects = Effects(
         Effects::SETTINGS.0
@@ -62,13 +70,20 @@ impl Effects {
             | Effects::TEMP_OBJECT.0
             | Effects::SEQUENCE_WRITE.0
             | Effects::SEQUENCE_READ.0
-            | Effects::MAY_RELEASE.0,
+            | Effects::MAY_RELEASE.0
+            | Effects::LISTENING_READ.0
+            | Effects::NOTIFY.0,
     );
     /// Text that can't be read may be anything.
-    const UNREADABLE_TEXT: Effects = Effects((1 << 15) - 1);
+    const UNREADABLE_TEXT: Effects = Effects((1 << 18) - 1);
 
     /// What may change run-time parameters: what a DO block or a procedure does can't be read.
     pub const MAY_SET: Effects = Effects::SETTINGS.union(Effects::OPAQUE);
+
+    /// What may change the channels a session listens to, or tells them.
+    pub const MAY_CHANGE_LISTENING: Effects = Effects(
+        Effects::LISTEN.0 | Effects::UNLISTEN.0 | Effects::OPAQUE.0 | Effects::LISTENING_READ.0,
+    );
 
     /// Both.
     pub const fn union(self, other: Effects) -> Effects {

@@ -24,7 +24,9 @@ impl Relay {
             }
         }
         if !self.down.unread().is_empty() {
+            let before = sides.up.ready_len();
             self.scan_down(sides)?;
+            moved |= sides.up.ready_len() > before;
         }
         if self.down.must_drain() {
             match self.down.poll_drain(sides.client, cx) {
@@ -88,13 +90,12 @@ impl Relay {
                 self.survey.iter_mut().for_each(Survey::fail);
                 self.replies.on_reply(b'E').map_err(fault)?
             }
+            b'E' if self.replies.is_listening() => return self.on_listening_error(header, sides),
             b'E' if self.replies.is_replaying() => return self.read_whole(header, sides),
             // Of the proxy's own making.
             b'N' if self.replies.is_replaying() && !self.replies.is_fencing() => ReplyAction::Skip,
             b'N' => ReplyAction::Forward,
-            // For one who listens; whoever else gets one has a backend on which somebody unseen did.
-            b'A' if self.may_listen() => ReplyAction::Forward,
-            b'A' => ReplyAction::Skip,
+            b'A' => return self.on_notification(header, sides),
             // To a session that is at rest these are the server's last words to the backend: the pool reads them.
             b'E' if self.may_go(sides) => return Ok(None),
             b'E' => return self.on_error(header, sides),
@@ -190,11 +191,17 @@ impl Relay {
             b'Z' => {
                 let status = body.first().and_then(|&byte| TxStatus::from_byte(byte));
                 sides.conn.status = status.ok_or_else(malformed)?;
+                if !self.may_be_ready(sides)? {
+                    return Ok(None);
+                }
                 let (surveyed, own) = (self.replies.is_surveying(), self.replies.is_replaying());
                 self.last_was_error = false;
                 self.restoring &= !own;
-                let action = self.replies.on_ready().map_err(fault)?;
+                let mut action = self.replies.on_ready().map_err(fault)?;
                 self.on_idle_after_discard(sides);
+                if action == ReplyAction::Forward && self.before_ready(sides) {
+                    action = ReplyAction::Skip;
+                }
                 if surveyed {
                     self.finish_survey(sides);
                 }
@@ -222,7 +229,11 @@ impl Relay {
             }
             b'E' => Err(RelayEnd::SettingsRefused(ServerError::parse(body))),
             _ => {
-                let done = Done::of(command_tag(body).unwrap_or_default());
+                let tag = command_tag(body).unwrap_or_default();
+                let done = Done::of(tag);
+                if !self.replies.is_replaying() {
+                    self.listening.on_done(tag, sides.memory);
+                }
                 let own = self.replies.is_replaying();
                 let last = self.replies.is_answering_last() && self.requests.at_boundary();
                 let action = self.replies.on_reply(header.tag).map_err(fault)?;
@@ -233,6 +244,11 @@ impl Relay {
             }
         }
     }
+}
+
+/// A message longer, or in another shape, than it can be.
+pub(super) fn malformed(header: Header) -> RelayEnd {
+    RelayEnd::BackendFault(BackendFault::Malformed(header.tag))
 }
 
 /// What a command tag says about state.

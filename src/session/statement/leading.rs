@@ -134,6 +134,8 @@ impl Leading {
             | b"pg_try_advisory_lock_shared" => Effects::ADVISORY_LOCK,
             b"nextval" | b"setval" => Effects::SEQUENCE_WRITE,
             b"currval" | b"lastval" => Effects::SEQUENCE_READ,
+            b"pg_notify" => Effects::NOTIFY,
+            b"pg_listening_channels" => Effects::LISTENING_READ,
             _ if !name.starts_with(b"pg_") => return,
             _ if name.starts_with(b"pg_advisory_unlock") => Effects::MAY_RELEASE,
             _ if is_temp_schema(name) => Effects::TEMP_OBJECT,
@@ -194,11 +196,13 @@ impl Leading {
             b"commit" | b"end" | b"rollback" | b"abort" => return Place::End,
             b"reset" => Effects::SETTINGS | Effects::RESET,
             b"listen" => Effects::LISTEN,
+            b"notify" => Effects::NOTIFY,
             b"load" => Effects::LOAD,
             b"begin" => Effects::TRANSACTION,
             b"do" | b"call" => Effects::OPAQUE,
             b"deallocate" => Effects::MAY_RELEASE | Effects::SQL_DEALLOCATE,
-            b"drop" | b"close" | b"unlisten" | b"discard" => Effects::MAY_RELEASE,
+            b"unlisten" => Effects::MAY_RELEASE | Effects::UNLISTEN,
+            b"drop" | b"close" | b"discard" => Effects::MAY_RELEASE,
             _ => {
                 return match self.explained(word) {
                     Place::Explain => Place::Other,
