@@ -14,7 +14,9 @@ use crate::ids::Role;
 use crate::metrics::Metrics;
 use crate::pool::TargetPools;
 use crate::secrets::{SecretStore, SecretsError};
+use crate::session::Pinning;
 use crate::session::params::LoginParameters;
+use crate::session::pin::PinReasons;
 use crate::session::roster::{Roster, Timeouts};
 use crate::signals::StopSignals;
 use crate::tls::TlsFilesError;
@@ -88,7 +90,12 @@ pub async fn run(config: Config, secrets: SecretStore) -> Result<(), StartError>
     if let Some(address) = config.admin.address {
         let what = format!("admin.address {address}");
         let listener = TcpListener::bind(address).await.map_err(system(what))?;
-        tokio::spawn(http::serve(listener, metrics, readiness));
+        let window = http::Window {
+            metrics,
+            pins: front.pinning.book.clone(),
+            readiness,
+        };
+        tokio::spawn(http::serve(listener, window));
     }
     tokio::select! {
         () = prepare(&front) => {}
@@ -155,11 +162,28 @@ fn wire(
             in_transaction: config.pool.idle_in_transaction_timeout,
             query: config.pool.query_timeout,
         }),
+        pinning: pinning(config),
         metrics: metrics.clone(),
         drain: drain.observer(),
         secrets,
         config: config.clone(),
     }))
+}
+
+/// Whoever filters reasons is told what that means, once.
+fn pinning(config: &Config) -> Pinning {
+    let labels = &config.pool.session_pinning_filters;
+    if !labels.is_empty() {
+        tracing::warn!(
+            reasons = labels.join(","),
+            "pool.session_pinning_filters: sessions lose what they leave behind for these reasons at the end of each \
+             transaction"
+        );
+    }
+    Pinning {
+        filters: PinReasons::of_labels(labels),
+        book: Arc::default(),
+    }
 }
 
 /// The first login of a role must not take longer than one of a role nobody knows: what is derived from passwords is

@@ -166,8 +166,12 @@ fn summary(config: &Config, secrets: &SecretStore) -> String {
         .admin
         .address
         .map_or("off".into(), |address| address.to_string());
+    let filters = match config.pool.session_pinning_filters.join(", ") {
+        none if none.is_empty() => none,
+        reasons => format!("\nfilters {reasons}: sessions lose what they leave behind for these"),
+    };
     format!(
-        "listen  {}{}\ntarget  {} ({target}), {cap}\nclients {}\nsecrets {} for {} roles\nadmin   {admin}",
+        "listen  {}{}\ntarget  {} ({target}), {cap}\nclients {}\nsecrets {} for {} roles\nadmin   {admin}{filters}",
         listen.join(", "),
         if config.listen.require_tls {
             ", TLS only"

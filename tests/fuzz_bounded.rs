@@ -154,6 +154,7 @@ fuzzed!(
     login,
     client_frames,
     statement,
+    digest,
     replies,
     server_frames,
     stored_verifier,

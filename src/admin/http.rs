@@ -1,11 +1,13 @@
-//! `/metrics`, `/healthz` and `/readyz` over HTTP/1.1. hyper stays behind this file.
+//! `/metrics`, `/pins`, `/healthz` and `/readyz` over HTTP/1.1. hyper stays behind this file.
 //!
 //! Strangers may come here too: connections are few, headers have a deadline, bodies are not read.
 
+use super::pins;
 use crate::metrics::Metrics;
+use crate::session::pin_book::PinBook;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -42,12 +44,19 @@ pub enum Readiness {
     Draining,
 }
 
+/// What there is to see.
+#[derive(Clone)]
+pub struct Window {
+    /// `/metrics`
+    pub metrics: Arc<Metrics>,
+    /// `/pins`
+    pub pins: Arc<PinBook>,
+    /// `/readyz`
+    pub readiness: watch::Receiver<Readiness>,
+}
+
 /// Answers until the task is dropped.
-pub async fn serve(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    readiness: watch::Receiver<Readiness>,
-) {
+pub async fn serve(listener: TcpListener, window: Window) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // A place first: beyond them the kernel's queue waits.
@@ -56,9 +65,9 @@ pub async fn serve(
         };
         match listener.accept().await {
             Ok((socket, _)) => {
-                let (metrics, readiness) = (metrics.clone(), readiness.clone());
+                let window = window.clone();
                 tokio::spawn(async move {
-                    serve_one(socket, metrics, readiness).await;
+                    serve_one(socket, window).await;
                     drop(place);
                 });
             }
@@ -70,18 +79,9 @@ pub async fn serve(
     }
 }
 
-async fn serve_one(
-    socket: TcpStream,
-    metrics: Arc<Metrics>,
-    readiness: watch::Receiver<Readiness>,
-) {
+async fn serve_one(socket: TcpStream, window: Window) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(
-            request.method(),
-            request.uri().path(),
-            &metrics,
-            *readiness.borrow(),
-        );
+        let response = answer(&request, &window);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -93,27 +93,31 @@ async fn serve_one(
     let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
 }
 
-fn answer(
-    method: &Method,
-    path: &str,
-    metrics: &Metrics,
-    readiness: Readiness,
-) -> Response<Full<Bytes>> {
-    let (status, kind, body) = match path {
+fn answer(request: &Request<Incoming>, window: &Window) -> Response<Full<Bytes>> {
+    let method = request.method();
+    let (status, kind, body) = match request.uri().path() {
         _ if method != Method::GET && method != Method::HEAD => (
             StatusCode::METHOD_NOT_ALLOWED,
             "text/plain",
             "only GET\n".to_owned(),
         ),
-        "/metrics" => (StatusCode::OK, METRICS_TYPE, metrics.render()),
+        "/metrics" => (StatusCode::OK, METRICS_TYPE, window.metrics.render()),
+        "/pins" if wants_json(request) => {
+            let body = pins::json(&window.pins.records());
+            (StatusCode::OK, "application/json", body)
+        }
+        "/pins" => {
+            let body = pins::text(&window.pins.records());
+            (StatusCode::OK, "text/plain; charset=utf-8", body)
+        }
         "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
-        "/readyz" => match readiness {
+        "/readyz" => match *window.readiness.borrow() {
             Readiness::Ready => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
             Readiness::Starting => unavailable("starting\n"),
             Readiness::Draining => unavailable("draining\n"),
         },
         _ => {
-            let text = "not found; there are /metrics, /healthz and /readyz\n";
+            let text = "not found; there are /metrics, /pins, /healthz and /readyz\n";
             (StatusCode::NOT_FOUND, "text/plain", text.to_owned())
         }
     };
@@ -125,6 +129,17 @@ fn answer(
         headers.insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
     }
     response
+}
+
+/// `?format=json`, or an Accept that names it.
+fn wants_json(request: &Request<Incoming>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let accept = request.headers().get(ACCEPT);
+    let accept = accept.map_or(&b""[..], |accept| accept.as_bytes());
+    query.split('&').any(|pair| pair == "format=json")
+        || accept
+            .split(|&byte| byte == b',')
+            .any(|kind| kind.trim_ascii().starts_with(b"application/json"))
 }
 
 fn unavailable(text: &str) -> (StatusCode, &'static str, String) {
@@ -140,6 +155,16 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    fn window(readiness: Readiness) -> (watch::Sender<Readiness>, Window) {
+        let (ready, readiness) = watch::channel(readiness);
+        let window = Window {
+            metrics: Metrics::new(),
+            pins: Arc::default(),
+            readiness,
+        };
+        (ready, window)
+    }
+
     async fn request(address: std::net::SocketAddr, line: &str) -> String {
         let mut socket = TcpStream::connect(address).await.unwrap();
         let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -153,8 +178,8 @@ mod tests {
     async fn connections_that_are_not_read_block_nobody_for_long() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (_ready, readiness) = watch::channel(Readiness::Ready);
-        let server = tokio::spawn(serve(listener, Metrics::new(), readiness));
+        let (_ready, window) = window(Readiness::Ready);
+        let server = tokio::spawn(serve(listener, window));
         let mut idlers = Vec::new();
         for number in 0..CONNECTIONS_MAX {
             let mut idler = TcpStream::connect(address).await.unwrap();
@@ -171,16 +196,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn pins_as_whoever_asks_accepts_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_ready, window) = window(Readiness::Ready);
+        let server = tokio::spawn(serve(listener, window));
+        for (accept, kind) in [
+            ("*/*", "text/plain; charset=utf-8"),
+            ("application/json", "application/json"),
+            ("text/html, application/json;q=0.9", "application/json"),
+        ] {
+            let line = format!("GET /pins HTTP/1.1\r\nAccept: {accept}\r\nX-Rest:");
+            let answer = request(address, &line).await;
+            assert!(
+                answer.contains(&format!("content-type: {kind}\r\n")),
+                "{answer}"
+            );
+        }
+        server.abort();
+    }
+
+    #[tokio::test]
     async fn paths_and_readiness() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (ready, readiness) = watch::channel(Readiness::Starting);
-        let server = tokio::spawn(serve(listener, Metrics::new(), readiness));
+        let (ready, window) = window(Readiness::Starting);
+        let server = tokio::spawn(serve(listener, window));
         for (line, status, text) in [
             ("GET /healthz", "200", "ok"),
             ("GET /readyz", "503", "starting"),
             ("GET /metrics", "200", "pgsluice_build_info"),
-            ("GET /", "404", "/metrics"),
+            ("GET /pins", "200", "no session has been pinned"),
+            ("GET /pins?format=json", "200", "\"pins\":[]"),
+            ("GET /", "404", "/pins"),
             ("POST /metrics", "405", "only GET"),
         ] {
             let answer = request(address, line).await;

@@ -1,3 +1,4 @@
 //! The operator's window.
 
 pub mod http;
+mod pins;

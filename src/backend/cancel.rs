@@ -21,7 +21,7 @@ pub struct CancelTarget {
 }
 
 impl CancelTarget {
-    /// The server's process.
+    /// The server's process that serves it.
     pub fn pid(&self) -> u32 {
         self.pid
     }

@@ -4,7 +4,7 @@ use super::auth::{authenticate, next_frame};
 use super::cancel::CancelTarget;
 use super::connection::{BackendConnection, HeldUntilGone, Parameters, close_stream};
 use super::exchange::{ExchangeError, simple_query, status};
-use super::prepared::PreparedHere;
+use super::prepared::{PreparedHere, SqlPreparedHere};
 use super::settings::Settings;
 use crate::config;
 use crate::error::{ClientFacing, Fault, SqlState};
@@ -294,9 +294,11 @@ pub async fn connect(
             secret,
         },
         parameters: half.parameters,
+        first_parameters: Parameters::default(),
         status: TxStatus::Idle,
         applied: Some(Settings::empty()),
         prepared: PreparedHere::new(login.prepared_statements_max),
+        sql_prepared: SqlPreparedHere::default(),
         role: login.role.clone(),
         init_query: login.init_query.clone(),
         held,
@@ -308,6 +310,7 @@ pub async fn connect(
             return Err(ConnectError::InitQuery(error).at(server));
         }
     }
+    conn.first_parameters = conn.parameters.clone();
     Ok(conn)
 }
 

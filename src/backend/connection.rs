@@ -1,7 +1,7 @@
 //! A database connection that has logged in. It exists only then: made by [`super::connect::connect`] alone.
 
 use super::cancel::{CancelTarget, send_cancel};
-use super::prepared::PreparedHere;
+use super::prepared::{PreparedHere, SqlPreparedHere};
 use super::settings::Settings;
 use crate::ids::{BackendId, Role};
 use crate::tls::Stream;
@@ -82,6 +82,8 @@ pub struct BackendConnection {
     pub key: CancelTarget,
     /// What the server has reported.
     pub parameters: Parameters,
+    /// What it had reported before any client used it.
+    pub(super) first_parameters: Parameters,
     /// Where its session stands.
     pub status: TxStatus,
     /// Encrypted.
@@ -90,6 +92,8 @@ pub struct BackendConnection {
     pub applied: Option<Settings>,
     /// Which of the proxy's statements it has.
     pub prepared: PreparedHere,
+    /// What a session has prepared on it by SQL.
+    pub sql_prepared: SqlPreparedHere,
     pub(super) role: Role,
     /// `init_query`: what RESET ALL and DISCARD ALL take away beside the clients' settings.
     pub(super) init_query: Option<Arc<str>>,
@@ -116,6 +120,13 @@ impl BackendConnection {
         settings.replay_sql(self.applied.as_ref(), self.init_query.as_deref())
     }
 
+    /// The value of a parameter that no client has set, where `init_query` has; `None` for the server's own default.
+    pub fn default_value(&self, name: &str) -> Option<&str> {
+        let mut reported = self.first_parameters.iter();
+        let (_, value) = reported.find(|(reported, _)| reported.eq_ignore_ascii_case(name))?;
+        self.has_init_query().then_some(value)
+    }
+
     /// There is an `init_query`.
     pub fn has_init_query(&self) -> bool {
         self.init_query.is_some()
@@ -124,6 +135,7 @@ impl BackendConnection {
     /// DISCARD ALL has run: no client's settings are left, no statement, and nothing of `init_query`.
     pub fn was_discarded(&mut self) {
         self.prepared.clear();
+        self.sql_prepared.clear();
         self.was_discarded_but_for_statements();
     }
 

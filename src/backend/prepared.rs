@@ -1,6 +1,7 @@
 //! Which of the proxy's shared statements a backend has, and which of them goes when there are too many.
 
 use lru::LruCache;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 
@@ -73,6 +74,40 @@ impl PreparedHere {
     /// None is left.
     pub fn clear(&mut self) {
         self.statements.clear();
+    }
+}
+
+/// Which statements a session has prepared here by SQL: name, and which of that name.
+#[derive(Debug, Default)]
+pub struct SqlPreparedHere(BTreeMap<String, u64>);
+
+impl SqlPreparedHere {
+    /// Which statement a name means here.
+    pub fn id(&self, name: &str) -> Option<u64> {
+        self.0.get(name).copied()
+    }
+
+    /// A name is given a meaning.
+    pub fn insert(&mut self, name: String, id: u64) {
+        self.0.insert(name, id);
+    }
+
+    /// A name loses its meaning; which it was.
+    pub fn remove(&mut self, name: &str) -> Option<u64> {
+        self.0.remove(name)
+    }
+
+    /// Those of the names that `is_gone` lose their meaning.
+    pub fn extract(&mut self, is_gone: impl Fn(&str, u64) -> bool) -> Vec<String> {
+        let all = std::mem::take(&mut self.0);
+        let (gone, kept) = all.into_iter().partition(|(name, id)| is_gone(name, *id));
+        self.0 = kept;
+        BTreeMap::into_keys(gone).collect()
+    }
+
+    /// None is left.
+    pub fn clear(&mut self) {
+        self.0.clear();
     }
 }
 

@@ -16,6 +16,12 @@ impl PartialEq for Settings {
 
 impl Eq for Settings {}
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
 impl Hash for Settings {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.hash(state);
@@ -59,6 +65,22 @@ impl Settings {
         };
         let others = self.0.iter().filter(|(other, _)| other != name).cloned();
         (Self(others.collect()), Some(plain.to_owned()))
+    }
+
+    /// Those whose names pass.
+    pub fn filtered(&self, passes: impl Fn(&str) -> bool) -> Settings {
+        match self.0.iter().all(|(name, _)| passes(name)) {
+            true => self.clone(),
+            false => Self(self.0.iter().filter(|it| passes(&it.0)).cloned().collect()),
+        }
+    }
+
+    /// Those whose names belong to the first part, and the others.
+    pub fn split(&self, is_first: impl Fn(&str) -> bool) -> (Settings, Settings) {
+        (
+            self.filtered(&is_first),
+            self.filtered(|name| !is_first(name)),
+        )
     }
 
     /// A name has a value.
@@ -189,8 +211,20 @@ fn select(calls: &[String]) -> String {
 }
 
 fn set_config(name: &str, value: Option<&str>) -> String {
+    set_config_for(name, value, "false")
+}
+
+/// The call that gives a parameter a value, or without one its default, until the transaction ends.
+pub fn set_config_locally(name: &str, value: Option<&str>) -> String {
+    set_config_for(name, value, "true")
+}
+
+fn set_config_for(name: &str, value: Option<&str>, is_local: &str) -> String {
     let value = value.map_or_else(|| "NULL".into(), literal);
-    format!("pg_catalog.set_config({},{value},false)", literal(name))
+    format!(
+        "pg_catalog.set_config({},{value},{is_local})",
+        literal(name)
+    )
 }
 
 /// An `E''` literal in printable ASCII: the same in every client_encoding, whatever standard_conforming_strings is. The

@@ -21,7 +21,7 @@ use crate::session::listen::Listeners;
 use crate::session::params::{LoginError, LoginParameters};
 use crate::session::prepared::StatementStore;
 use crate::session::roster::Roster;
-use crate::session::{Session, SessionStart};
+use crate::session::{Pinning, Session, SessionStart};
 use crate::tls::accept::Acceptor;
 use crate::tls::{Socket, Stream};
 use crate::wire::error_response::{ErrorMessage, Severity};
@@ -66,6 +66,8 @@ pub struct Front {
     pub cancels: Arc<CancelRegistry>,
     /// Live sessions.
     pub roster: Arc<Roster>,
+    /// What pins, and what must not.
+    pub pinning: Pinning,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Stopping.
@@ -458,6 +460,7 @@ impl Front {
             listeners: self.listeners.clone(),
             pool,
             mode: rule.mode,
+            pinning: self.pinning.clone(),
             patience: self.config.pool.connection_borrow_timeout,
             cancel,
             entry: self.roster.enter(client),

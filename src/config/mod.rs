@@ -9,6 +9,8 @@ mod values;
 
 pub use env::process as process_environment;
 pub use faults::{ConfigFault, ConfigFaults};
+#[cfg(test)]
+pub(crate) use validate::PINNING_FILTERS;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -152,6 +154,8 @@ pub struct Pool {
     pub max_connection_lifetime: Duration,
     /// Protocol-level prepared statements kept on a backend; 0: none is shared, each pins.
     pub max_prepared_statements: u32,
+    /// Reasons that must not pin, by the names logs and metrics give them.
+    pub session_pinning_filters: Vec<&'static str>,
     /// SQL run once on every new backend; several statements separated by `;`.
     pub init_query: Option<String>,
 }

@@ -73,6 +73,20 @@ const SSL_MODES: &[(&str, SslMode)] = &[
     ("verify-ca", SslMode::VerifyCa),
     ("verify-full", SslMode::VerifyFull),
 ];
+/// The reasons of `session::pin` but `session_mode`, which `pool.mode` is for; a test there compares them.
+pub(crate) const PINNING_FILTERS: &[(&str, &str)] = &[
+    ("settings", "settings"),
+    ("named_statement", "named_statement"),
+    ("unnamed_statement", "unnamed_statement"),
+    ("sql_prepare", "sql_prepare"),
+    ("temp_object", "temp_object"),
+    ("hold_cursor", "hold_cursor"),
+    ("listen", "listen"),
+    ("advisory_lock", "advisory_lock"),
+    ("load", "load"),
+    ("function_call", "function_call"),
+    ("sequence", "sequence"),
+];
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
 /// The whole configuration; faults go to the document's context.
@@ -308,6 +322,11 @@ fn pool(mut section: Section<'_>) -> (Pool, Vec<PoolRule>) {
             "max_prepared_statements",
             MAX_PREPARED_STATEMENTS,
             values::whole(0..=100_000),
+        ),
+        session_pinning_filters: section.or(
+            "session_pinning_filters",
+            Vec::new(),
+            values::list(values::one_of(PINNING_FILTERS)),
         ),
         init_query: section.optional("init_query", values::text),
     };

@@ -1,7 +1,9 @@
 //! The metric families: names, help texts, labels.
 
 use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    CounterVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+};
 
 /// Seconds: from a tenth of a millisecond, about what a local query takes, to a minute.
 const BUCKETS: &[f64] = &[
@@ -35,16 +37,24 @@ pub(super) struct PoolFamilies {
     pub(super) database_connections: IntGaugeVec,
     pub(super) borrowed: IntGaugeVec,
     pub(super) in_transaction: IntGaugeVec,
-    pub(super) pinned: IntGaugeVec,
+    pub(super) pin: PinFamilies,
     pub(super) requests: IntCounterVec,
     pub(super) database_setup: IntCounterVec,
     pub(super) borrow_seconds: HistogramVec,
     pub(super) allowed: IntGaugeVec,
     pub(super) up: IntGaugeVec,
-    pub(super) pins: IntCounterVec,
-    pub(super) unpins: IntCounterVec,
     pub(super) replays: IntCounterVec,
     pub(super) listen: ListenFamilies,
+}
+
+/// What pins are counted in, by pool and reason.
+#[derive(Clone)]
+pub(super) struct PinFamilies {
+    pub(super) pinned: IntGaugeVec,
+    pub(super) pins: IntCounterVec,
+    pub(super) unpins: IntCounterVec,
+    pub(super) seconds: CounterVec,
+    pub(super) filtered: IntCounterVec,
 }
 
 /// What listening without a database connection is counted in.
@@ -76,6 +86,14 @@ impl Registrar<'_> {
 
     fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(
+            Opts::new(format!("pgsluice_{name}"), help),
+            labels,
+        ))
+    }
+
+    /// A counter of seconds.
+    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+        self.add(CounterVec::new(
             Opts::new(format!("pgsluice_{name}"), help),
             labels,
         ))
@@ -172,11 +190,7 @@ impl PoolFamilies {
                 "Inside a transaction block now (RDS Proxy: DatabaseConnectionsCurrentlyInTransaction).",
                 POOL,
             ),
-            pinned: r.gauge(
-                "database_connections_session_pinned",
-                "Kept by a session now, by reason (RDS Proxy: DatabaseConnectionsCurrentlySessionPinned).",
-                &with(POOL, &["reason"]),
-            ),
+            pin: PinFamilies::register(r),
             requests: r.counter(
                 "database_connection_requests_total",
                 "Borrows asked for (RDS Proxy: DatabaseConnectionRequests).",
@@ -202,8 +216,6 @@ impl PoolFamilies {
                 "0 if the last attempt to connect to the target got no answer, or that it serves nobody now (RDS Proxy: AvailabilityPercentage).",
                 &["target", "role"],
             ),
-            pins: r.counter("pins_total", "Sessions pinned, by reason.", &with(POOL, &["reason"])),
-            unpins: r.counter("unpins_total", "Pins ended, by reason.", &with(POOL, &["reason"])),
             replays: r.counter(
                 "state_replays_total",
                 "Times a session's settings were given to another database connection.",
@@ -231,6 +243,31 @@ impl ListenFamilies {
                 "notifications_total",
                 "Notifications put before sessions by shared listeners, once for each session.",
                 POOL,
+            ),
+        }
+    }
+}
+
+impl PinFamilies {
+    fn register(r: &Registrar<'_>) -> Self {
+        let by_reason = with(POOL, &["reason"]);
+        Self {
+            pinned: r.gauge(
+                "database_connections_session_pinned",
+                "Kept by a session now, by reason (RDS Proxy: DatabaseConnectionsCurrentlySessionPinned).",
+                &by_reason,
+            ),
+            pins: r.counter("pins_total", "Sessions pinned, by reason.", &by_reason),
+            unpins: r.counter("unpins_total", "Pins ended, by reason.", &by_reason),
+            seconds: r.seconds(
+                "pinned_seconds_total",
+                "How long backends were kept by pins that have ended, by reason.",
+                &by_reason,
+            ),
+            filtered: r.counter(
+                "pins_filtered_total",
+                "Pins that session_pinning_filters prevented, by reason: what the session had left was thrown away.",
+                &by_reason,
             ),
         }
     }

@@ -1,10 +1,11 @@
 //! Handles with their labels resolved, and guards that count something for as long as it lives.
 
-use super::families::Families;
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use super::families::{Families, PinFamilies};
+use prometheus::{Counter, Histogram, IntCounter, IntCounterVec, IntGauge};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// What every target is, until there are read-only endpoints.
 const ROLE: &str = "read_write";
@@ -152,11 +153,14 @@ pub struct ListenGuard(#[allow(dead_code)] Counted);
 pub struct PinGuard {
     _pinned: Counted,
     unpins: IntCounter,
+    seconds: Counter,
+    since: Instant,
 }
 
 impl Drop for PinGuard {
     fn drop(&mut self) {
         self.unpins.inc();
+        self.seconds.inc_by(self.since.elapsed().as_secs_f64());
     }
 }
 
@@ -228,6 +232,14 @@ impl BackendState {
     }
 }
 
+/// A pool's metrics of pins for one reason.
+struct PinHandles {
+    pinned: IntGauge,
+    pins: IntCounter,
+    unpins: IntCounter,
+    seconds: Counter,
+}
+
 /// A pool's metrics.
 pub struct PoolMetrics {
     labels: [String; 4],
@@ -240,14 +252,12 @@ pub struct PoolMetrics {
     failed: IntCounter,
     /// By state, plain then encrypted.
     states: Arc<[[IntGauge; 2]; 4]>,
-    pinned: IntGaugeVec,
-    pins: IntCounterVec,
-    unpins: IntCounterVec,
+    pin: PinFamilies,
     replays: IntCounter,
     listeners: IntGauge,
     listening: IntGauge,
     notifications: IntCounter,
-    pin_handles: Mutex<HashMap<&'static str, (IntGauge, IntCounter, IntCounter)>>,
+    pin_handles: Mutex<HashMap<&'static str, PinHandles>>,
     up: IntGauge,
 }
 
@@ -282,9 +292,7 @@ impl PoolMetrics {
                 .database_setup
                 .with_label_values(&with("failed")),
             states: Arc::new(states),
-            pinned: families.pool.pinned.clone(),
-            pins: families.pool.pins.clone(),
-            unpins: families.pool.unpins.clone(),
+            pin: families.pool.pin.clone(),
             replays: families.pool.replays.with_label_values(&labels),
             listeners: families.pool.listen.listeners.with_label_values(&labels),
             listening: families.pool.listen.listening.with_label_values(&labels),
@@ -416,20 +424,33 @@ impl PoolMetrics {
             .pin_handles
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let (gauge, pins, unpins) = handles.entry(reason).or_insert_with(|| {
-            let [target, role, database, user] = &self.labels;
-            let labels = [target.as_str(), role, database, user, reason];
-            (
-                self.pinned.with_label_values(&labels),
-                self.pins.with_label_values(&labels),
-                self.unpins.with_label_values(&labels),
-            )
+        let handles = handles.entry(reason).or_insert_with(|| {
+            let labels = self.with_reason(reason);
+            PinHandles {
+                pinned: self.pin.pinned.with_label_values(&labels),
+                pins: self.pin.pins.with_label_values(&labels),
+                unpins: self.pin.unpins.with_label_values(&labels),
+                seconds: self.pin.seconds.with_label_values(&labels),
+            }
         });
-        pins.inc();
+        handles.pins.inc();
         PinGuard {
-            _pinned: Counted::new(gauge),
-            unpins: unpins.clone(),
+            _pinned: Counted::new(&handles.pinned),
+            unpins: handles.unpins.clone(),
+            seconds: handles.seconds.clone(),
+            since: Instant::now(),
         }
+    }
+
+    /// A backend would be pinned for a reason, were it not filtered.
+    pub fn pin_filtered(&self, reason: &'static str) {
+        let labels = self.with_reason(reason);
+        self.pin.filtered.with_label_values(&labels).inc();
+    }
+
+    fn with_reason(&self, reason: &'static str) -> [&str; 5] {
+        let [target, role, database, user] = &self.labels;
+        [target, role, database, user, reason]
     }
 }
 

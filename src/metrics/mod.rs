@@ -130,6 +130,7 @@ fn shared<K: Hash + Eq, V>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn value(metrics: &Metrics, start: &str) -> Option<f64> {
         let text = metrics.render();
@@ -166,8 +167,8 @@ mod tests {
         assert_eq!(value(&metrics, &series("closing")), Some(0.0));
     }
 
-    #[test]
-    fn pins_are_counted_as_they_come_and_go() {
+    #[tokio::test(start_paused = true)]
+    async fn pins_are_counted_as_they_come_and_go() {
         let metrics = Metrics::new();
         let pool = metrics.pool("t", "d", "u");
         let pin = pool.pinned("listen");
@@ -176,8 +177,10 @@ mod tests {
             value(&metrics, "pgsluice_database_connections_session_pinned"),
             Some(1.0)
         );
+        tokio::time::advance(Duration::from_millis(1500)).await;
         drop(pin);
         assert_eq!(value(&metrics, "pgsluice_unpins_total{"), Some(1.0));
+        assert_eq!(value(&metrics, "pgsluice_pinned_seconds_total{"), Some(1.5));
         assert_eq!(
             value(&metrics, "pgsluice_database_connections_session_pinned"),
             Some(0.0)
@@ -190,6 +193,7 @@ mod tests {
         let endpoint = metrics.endpoint("e");
         endpoint.closed("x");
         drop(metrics.pool("t", "d", "u").pinned("x"));
+        metrics.pool("t", "d", "u").pin_filtered("x");
         metrics.session("e", "d", "u", false).queries(1);
         metrics.target("t");
         let page = include_str!("../../docs/METRICS.md");

@@ -31,6 +31,8 @@ pub enum DiscardReason {
     SettingsRefused,
     /// Something was left on it that no statement's text explains.
     StateLeak,
+    /// A session was not to be pinned, and what it had left could not be thrown away.
+    FilteredPin,
     /// It was not at rest when it was given back.
     NotClean,
     /// The proxy is stopping.
@@ -51,6 +53,7 @@ impl DiscardReason {
             DiscardReason::CancelInDoubt => "cancel_in_doubt",
             DiscardReason::SettingsRefused => "settings_refused",
             DiscardReason::StateLeak => "state_leak",
+            DiscardReason::FilteredPin => "filtered_pin",
             DiscardReason::NotClean => "not_clean",
             DiscardReason::Draining => "draining",
         }

@@ -100,8 +100,8 @@ impl ClientFacing for BorrowError {
     fn hint(&self) -> Option<String> {
         match self {
             BorrowError::TimedOut { .. } => Some(
-                "Shorten transactions, or raise pool.max_connections or \
-                 pool.connection_borrow_timeout."
+                "Shorten transactions, look for pinned sessions (/pins of pgsluice's admin.address), or raise \
+                 pool.max_connections or pool.connection_borrow_timeout."
                     .into(),
             ),
             BorrowError::Connect(error) => error.hint(),
@@ -176,6 +176,11 @@ impl Pool {
     /// Counts a pinned backend until dropped.
     pub fn pinned(&self, reason: &'static str) -> PinGuard {
         self.metrics.pinned(reason)
+    }
+
+    /// A backend would be pinned for a reason, were it not filtered.
+    pub fn pin_filtered(&self, reason: &'static str) {
+        self.metrics.pin_filtered(reason);
     }
 
     /// Some session of the pool asks for sequence values: no lease may begin with another's.

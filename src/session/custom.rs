@@ -44,6 +44,11 @@ pub fn is_sure(text: &[u8], calls: bool) -> bool {
 
 const SET_CONFIG: &[u8] = b"set_config";
 
+/// The word stands in the text, in any case.
+pub fn has_word(text: &[u8], wanted: &[u8]) -> bool {
+    words(text).any(|word| word.eq_ignore_ascii_case(wanted))
+}
+
 fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&byte| !is_word(byte))
 }

@@ -3,6 +3,7 @@
 use super::listen::{Listeners, Membership};
 use super::prepared::{Names, StatementStore};
 use super::requests::Unnamed;
+use super::sql_statements::SqlStatements;
 use crate::backend::settings::Settings;
 use crate::pool::Pool;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ pub(super) struct Memory {
     pub(super) unnamed: Unnamed,
     /// Its names for prepared statements; boxed, as most sessions at rest have few or none.
     pub(super) names: Box<Names>,
+    /// Its statements prepared by SQL.
+    pub(super) sql: Box<SqlStatements>,
     /// Where statements are shared.
     pub(super) statements: Arc<StatementStore>,
     /// The pool of its backends.
@@ -42,6 +45,7 @@ impl Memory {
             unnamed: Unnamed::None,
             reads_sequences: false,
             names: Box::default(),
+            sql: Box::default(),
             statements,
             pool,
             listeners,

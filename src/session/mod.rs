@@ -14,19 +14,24 @@
 mod close;
 pub mod custom;
 pub mod deallocate;
+pub mod digest;
 mod farewell;
 pub mod listen;
 mod memory;
 pub mod params;
 pub mod pin;
+pub mod pin_book;
 pub mod prepared;
+mod reading;
 mod relay;
 pub mod replies;
 pub mod requests;
 pub mod roster;
 mod run;
+mod sql_statements;
 pub mod statement;
 pub mod survey;
 
 pub use close::CloseReason;
+pub use pin_book::Pinning;
 pub use run::{Session, SessionStart};

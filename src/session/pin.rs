@@ -112,6 +112,34 @@ impl PinReasons {
         self.0 |= reason.bit();
     }
 
+    /// Those of `session_pinning_filters`, by their labels.
+    pub fn of_labels(labels: &[&str]) -> Self {
+        let mut reasons = Self::default();
+        let named = |reason: &PinReason| labels.contains(&reason.label());
+        PinReason::ALL
+            .into_iter()
+            .filter(named)
+            .for_each(|reason| reasons.insert(reason));
+        reasons
+    }
+
+    /// One alone.
+    pub fn of(reason: PinReason) -> Self {
+        PinReasons(reason.bit())
+    }
+
+    /// What a statement may leave behind.
+    pub fn of_effects(effects: Effects) -> Self {
+        let mut reasons = Self::default();
+        reasons.insert_effects(effects);
+        reasons
+    }
+
+    /// Those that are not among `others`.
+    pub fn without(self, others: PinReasons) -> PinReasons {
+        PinReasons(self.0 & !others.0)
+    }
+
     /// Takes one out.
     pub fn remove(&mut self, reason: PinReason) {
         self.0 &= !reason.bit();
@@ -171,5 +199,31 @@ impl PinReasons {
         PinReason::ALL
             .into_iter()
             .filter(move |reason| self.contains(*reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PINNING_FILTERS;
+
+    #[test]
+    fn every_reason_but_the_mode_can_be_filtered() {
+        let listed = |reason: &PinReason| {
+            let twin = (reason.label(), reason.label());
+            PINNING_FILTERS.contains(&twin)
+        };
+        let (filterable, others): (Vec<_>, Vec<_>) = PinReason::ALL.into_iter().partition(listed);
+        assert_eq!(filterable.len(), PINNING_FILTERS.len());
+        assert_eq!(others, [PinReason::SessionMode]);
+    }
+
+    #[test]
+    fn labels_name_reasons() {
+        let reasons = PinReasons::of_labels(&["listen", "load", "no such"]);
+        let expected = [PinReason::Listen, PinReason::Load];
+        assert_eq!(reasons.iter().collect::<Vec<_>>(), expected);
+        let rest = reasons.without(PinReasons::of(PinReason::Load));
+        assert_eq!(rest, PinReasons::of(PinReason::Listen));
     }
 }

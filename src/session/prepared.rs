@@ -9,8 +9,9 @@
 //! earlier in the batch), the note is undone. Pure: no I/O.
 
 use super::requests::{NAMES_LEN_MAX, Unnamed};
-use super::statement::{Effects, StatementReader};
+use super::statement::{Effects, StatementReader, is_harmless};
 use crate::backend::prepared::StatementId;
+use crate::backend::settings::Settings;
 use crate::wire::frame::{HEADER_LEN, Header};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::HashMap;
@@ -39,9 +40,36 @@ pub struct Statement {
     pub body: Bytes,
     /// What its text leaves behind when it runs.
     pub effects: Effects,
-    scope: Bytes,
+    /// What decided its meaning when it was prepared.
+    pub scope: Scope,
     hash: u64,
     store: Weak<StatementStore>,
+}
+
+/// The settings that decide what a text means: the same text is another statement under others.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Scope {
+    /// Where its names are looked up, and with whose rights: search_path, role, session_authorization. The server follows
+    /// changes of these (src/backend/utils/cache/plancache.c, `RevalidateCachedQuery`).
+    pub place: Settings,
+    /// How its literals are read: DateStyle, TimeZone, … The server reads them once, when the text is prepared.
+    pub reading: Settings,
+}
+
+impl Scope {
+    /// Of a session with these settings.
+    pub fn of(settings: &Settings) -> Self {
+        let (place, reading) = settings
+            .filtered(|name| !is_harmless(name))
+            .split(|name| matches!(name, "search_path" | "role" | "session_authorization"));
+        Self { place, reading }
+    }
+
+    /// The parameters' names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let all = self.place.iter().chain(self.reading.iter());
+        all.map(|(name, _)| name)
+    }
 }
 
 /// All statements of the proxy.
@@ -75,9 +103,8 @@ impl StatementStore {
         self.by_hash.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The statement of this text. `scope` is what else decides what the text means: the same text is another statement
-    /// under another.
-    pub fn intern(self: &Arc<Self>, body: &[u8], scope: &[u8]) -> Arc<Statement> {
+    /// The statement of this text under this scope.
+    pub fn intern(self: &Arc<Self>, body: &[u8], scope: &Scope) -> Arc<Statement> {
         let hash = self.hasher.hash_one((body, scope));
         let candidates: Vec<Arc<Statement>>; // dropped after the lock is free
         let mut all = self.lock();
@@ -86,7 +113,7 @@ impl StatementStore {
             .iter()
             .filter_map(|known| known.statement.upgrade())
             .collect();
-        let same = |known: &&Arc<Statement>| known.body == body && known.scope == scope;
+        let same = |known: &&Arc<Statement>| known.body == body && known.scope == *scope;
         if let Some(known) = candidates.iter().find(same) {
             return known.clone();
         }
@@ -98,18 +125,17 @@ impl StatementStore {
         made
     }
 
-    /// A statement for one client alone: what its text means depends on more than can be told.
-    pub fn unshared(self: &Arc<Self>, body: &[u8]) -> Arc<Statement> {
-        // No scope is one byte: nobody takes it for another's.
-        self.make(body, b"!", 0)
+    /// A number that no other statement has.
+    pub fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn make(self: &Arc<Self>, body: &[u8], scope: &[u8], hash: u64) -> Arc<Statement> {
+    fn make(self: &Arc<Self>, body: &[u8], scope: &Scope, hash: u64) -> Arc<Statement> {
         Arc::new(Statement {
-            id: StatementId(self.next.fetch_add(1, Ordering::Relaxed)),
+            id: StatementId(self.next_id()),
             body: Bytes::copy_from_slice(body),
             effects: effects_of(body),
-            scope: Bytes::copy_from_slice(scope),
+            scope: scope.clone(),
             hash,
             store: Arc::downgrade(self),
         })
@@ -142,13 +168,6 @@ impl StatementStore {
     }
 }
 
-impl Statement {
-    /// It means the same under `scope`, or is one client's alone.
-    pub fn fits(&self, scope: &[u8]) -> bool {
-        self.scope == scope || self.scope == b"!"[..]
-    }
-}
-
 impl Drop for Statement {
     fn drop(&mut self) {
         if let Some(store) = self.store.upgrade() {
@@ -158,30 +177,11 @@ impl Drop for Statement {
 }
 
 /// `body` begins with the text; a zero byte ends it.
-fn effects_of(body: &[u8]) -> Effects {
+pub fn effects_of(body: &[u8]) -> Effects {
+    let text = body.split(|&byte| byte == 0).next().unwrap_or_default();
     let mut reader = StatementReader::default();
-    reader.feed(body.split(|&byte| byte == 0).next().unwrap_or_default());
-    reader.finish()
-}
-
-/// Words that become a date or a time when the text is prepared, and stay that.
-const MOMENTS: [&[u8]; 5] = [
-    b"'now",
-    b"'today",
-    b"'tomorrow",
-    b"'yesterday",
-    b"'allballs",
-];
-
-/// What the text means depends on when it is prepared.
-pub fn names_a_moment(body: &[u8]) -> bool {
-    memchr::memchr_iter(b'\'', body).any(|at| {
-        let word = |moment: &&[u8]| {
-            let found = body.get(at..at + moment.len());
-            found.is_some_and(|found| found.eq_ignore_ascii_case(moment))
-        };
-        MOMENTS.iter().any(word)
-    })
+    reader.feed(text);
+    reader.finish().read_set_config(text)
 }
 
 /// One client's names.
@@ -243,6 +243,10 @@ pub struct Note {
     pub used: Option<(Name, Arc<Statement>)>,
     /// The client's unnamed statement before this message took its place.
     pub replaced_unnamed: Option<Unnamed>,
+    /// The name that SQL's PREPARE gets on the backend.
+    pub sql_prepared: Option<String>,
+    /// The name that SQL's DEALLOCATE takes from the backend, and what it was.
+    pub sql_gone: Option<(String, u64)>,
     /// The message itself failed; else one before it did.
     pub failed: bool,
 }
@@ -368,6 +372,10 @@ pub fn renamed_front(header: Header, before: &[u8], name: &[u8], id: StatementId
 mod tests {
     use super::*;
 
+    fn plain() -> Scope {
+        Scope::of(&Settings::empty())
+    }
+
     fn frame(tag: u8, body: &[u8]) -> (Header, Vec<u8>) {
         let mut frame = vec![tag];
         frame.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
@@ -379,16 +387,17 @@ mod tests {
     #[test]
     fn statements_of_the_same_text_are_one_until_nobody_has_them() {
         let store = Arc::new(StatementStore::default());
-        let one = store.intern(b"select 1\0\0\0", b"");
-        let again = store.intern(b"select 1\0\0\0", b"");
+        let path = Scope::of(&Settings::from_pairs([("search_path".into(), "x".into())]));
+        let one = store.intern(b"select 1\0\0\0", &plain());
+        let again = store.intern(b"select 1\0\0\0", &plain());
         assert!(Arc::ptr_eq(&one, &again));
-        let scoped = store.intern(b"select 1\0\0\0", b"search_path=x");
+        let scoped = store.intern(b"select 1\0\0\0", &path);
         assert_ne!(one.id, scoped.id);
         assert_eq!(store.len(), 2);
         drop((one, again));
         assert_eq!(store.len(), 1);
         store.retire(&scoped);
-        let fresh = store.intern(b"select 1\0\0\0", b"search_path=x");
+        let fresh = store.intern(b"select 1\0\0\0", &path);
         assert_ne!(fresh.id, scoped.id);
         drop(scoped);
         assert_eq!(store.len(), 1, "who is retired takes nobody along");
@@ -400,8 +409,8 @@ mod tests {
     fn names_know_what_they_hold() {
         let store = Arc::new(StatementStore::default());
         let mut names = Names::default();
-        names.insert((*b"a").into(), store.intern(b"select 1\0\0\0", b""));
-        names.insert((*b"a").into(), store.intern(b"select 22\0\0\0", b""));
+        names.insert((*b"a").into(), store.intern(b"select 1\0\0\0", &plain()));
+        names.insert((*b"a").into(), store.intern(b"select 22\0\0\0", &plain()));
         assert_eq!(names.bytes, 1 + b"select 22\0\0\0".len() + ENTRY_BYTES);
         assert!(names.remove(b"b").is_none());
         assert!(names.remove(b"a").is_some());
@@ -459,7 +468,7 @@ mod tests {
     #[test]
     fn messages_for_backends_have_true_lengths() {
         let store = Arc::new(StatementStore::default());
-        let statement = store.intern(b"select 1\0\0\0", b"");
+        let statement = store.intern(b"select 1\0\0\0", &plain());
         let parse = parse_message(statement.id, &statement.body);
         assert_eq!(
             Header::parse(&parse).unwrap().unwrap().frame_len(),

@@ -10,10 +10,14 @@
 //!
 //! One poll does all that can be done without waiting: one read and one write a side in the usual case.
 
+mod causes;
 mod down;
 mod listening;
 mod names;
+mod reset;
+mod scope;
 mod sequences;
+mod sql_prepared;
 mod state;
 mod up;
 
@@ -21,6 +25,8 @@ pub(super) use up::{opens_transaction, replaces_unnamed};
 
 use super::listen::{Fault as ListenFault, Founding};
 use super::memory::Memory;
+use super::pin::PinReasons;
+use super::prepared::{Name, Statement};
 use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
 use super::requests::{RequestReader, Violation};
 use super::survey::Survey;
@@ -33,10 +39,14 @@ use crate::wire::frame::BadLength;
 use crate::wire::from_backend::{ServerError, TxStatus};
 use crate::wire::to_backend;
 use bytes::BytesMut;
+use causes::Causes;
 use listening::Listening;
+use reset::Resets;
+use scope::Meaning;
 use sequences::Sequences;
 use state::StateLeft;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 /// The longest ParameterStatus, CommandComplete or ErrorResponse of ours that is read whole.
@@ -98,17 +108,31 @@ pub(super) enum Hold {
     Session,
 }
 
+/// What holds for a lease from its beginning to its end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) hold: Hold,
+    /// `session_pinning_filters`: reasons that must not pin.
+    pub(super) filters: PinReasons,
+    /// Somebody in the pool asks for sequence values.
+    pub(super) read_sequences: bool,
+}
+
 /// One lease's worth of relaying.
 #[derive(Debug)]
 pub(super) struct Relay {
     hold: Hold,
+    terms: Terms,
     down: Flow,
     replies: PendingReplies,
     requests: RequestReader,
     passing: Option<Passing>,
     state: StateLeft,
+    causes: Causes,
     sequences: Sequences,
     listening: Listening,
+    meaning: Meaning,
+    resets: Resets,
     /// What the server had reported when the session's state was last known.
     parameters: Parameters,
     /// The backend's unnamed statement is this session's.
@@ -119,6 +143,10 @@ pub(super) struct Relay {
     first_sent: bool,
     /// A statement that the server has just said it has.
     found_here: Option<StatementId>,
+    /// The name that the next text had in the place of one of ours.
+    renamed: Option<(Name, Arc<Statement>)>,
+    /// A Sync of ours goes behind the simple query that is passing.
+    sync_behind: bool,
     /// standard_conforming_strings: how its texts are read.
     plain_strings: bool,
     survey: Option<Survey>,
@@ -140,28 +168,34 @@ struct Passing {
 type Scan<T> = Result<T, RelayEnd>;
 
 impl Relay {
-    /// Begins on a fresh lease; `settings` are what the session wants the backend to have.
+    /// Begins on a fresh lease, for a session with this memory.
     pub(super) fn start(
-        hold: Hold,
-        settings: &Settings,
-        read_sequences: bool,
+        terms: Terms,
+        memory: &Memory,
         conn: &mut BackendConnection,
         up: &mut Flow,
     ) -> (Self, bool) {
+        let settings = &memory.settings;
         let mut relay = Self {
-            hold,
+            hold: terms.hold,
+            terms,
             down: Flow::with_unread(std::mem::take(&mut conn.buf)),
             replies: PendingReplies::default(),
             requests: RequestReader::default(),
             passing: None,
             state: StateLeft::default(),
+            causes: Causes::default(),
             sequences: Sequences::default(),
             listening: Listening::default(),
+            meaning: Meaning::default(),
+            resets: Resets::default(),
             parameters: conn.parameters.clone(),
             unnamed_here: false,
             held: false,
             first_sent: false,
             found_here: None,
+            renamed: None,
+            sync_behind: false,
             plain_strings: has_plain_strings(settings, conn),
             survey: None,
             restoring: false,
@@ -170,7 +204,10 @@ impl Relay {
             queries: 0,
         };
         let replayed = relay.replay(settings, conn, up);
-        if read_sequences && hold != Hold::Session {
+        if terms.hold != Hold::Session {
+            relay.clear_sql_prepared(memory, conn, up);
+        }
+        if terms.read_sequences && terms.hold != Hold::Session {
             relay.discard_sequences(up);
         }
         (relay, replayed)
@@ -325,6 +362,7 @@ impl Relay {
         if !self.listening.is_moving() && self.settle_state(sides) {
             return Ok(true);
         }
+        self.settle_meaning();
         if self.settle_listening(sides)? {
             return Ok(true);
         }
@@ -334,7 +372,7 @@ impl Relay {
         if self.take_held(sides) {
             return Ok(true);
         }
-        if self.state.pins.is_empty() {
+        if self.kept().is_empty() {
             Err(RelayEnd::Released)
         } else {
             Ok(self.deliver_at_rest(sides))

@@ -12,51 +12,14 @@
 //!
 //! Pure: no I/O.
 
+mod expect;
+
+pub use expect::{Expect, ReplyAction};
+
 use super::prepared::Note;
 use super::requests::Unnamed;
+use expect::answers;
 use std::collections::VecDeque;
-
-/// A message that gets an answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Expect {
-    /// Parse: ParseComplete.
-    Parse,
-    /// Bind: BindComplete.
-    Bind,
-    /// Describe: (ParameterDescription,) RowDescription or NoData.
-    Describe,
-    /// Execute: rows, then CommandComplete, EmptyQueryResponse or PortalSuspended.
-    Execute,
-    /// Close: CloseComplete.
-    Close,
-    /// Sync: ReadyForQuery.
-    Sync,
-    /// Query: anything, then ReadyForQuery.
-    Query,
-    /// FunctionCall: FunctionCallResponse, then ReadyForQuery.
-    FunctionCall,
-    /// CopyDone or CopyFail: no answer of its own; marks where the client's COPY data ended.
-    CopyEnd,
-    /// An empty query of the proxy's own behind a COPY that failed.
-    Fence,
-    /// A Flush that is not empty: an error, and nothing else.
-    BadFlush,
-    /// A query of the proxy's own that asks what the session has left.
-    Survey,
-    /// A query of the proxy's own about the session's channels.
-    Listen,
-}
-
-/// What to do with a reply.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ReplyAction {
-    /// The client asked: it gets the reply.
-    Forward,
-    /// The proxy asked: the reply is swallowed.
-    Skip,
-    /// The client asked something else with an answer of the same shape: it gets the reply under that tag.
-    Retag(u8),
-}
 
 /// The server sent something that nothing in flight explains.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -78,15 +41,24 @@ impl Entry {
     fn ends_batch(&self) -> bool {
         matches!(
             self.expect,
-            Expect::Sync | Expect::Query | Expect::FunctionCall
+            Expect::Sync
+                | Expect::Query
+                | Expect::FunctionCall
+                | Expect::HeldQuery
+                | Expect::Restore
         )
+    }
+
+    fn is_clients_query(&self) -> bool {
+        matches!(self.expect, Expect::Query | Expect::HeldQuery)
+            && self.action == ReplyAction::Forward
     }
 
     fn is_own_query(&self) -> bool {
         self.action == ReplyAction::Skip
             && matches!(
                 self.expect,
-                Expect::Query | Expect::Fence | Expect::Survey | Expect::Listen
+                Expect::Query | Expect::Fence | Expect::Survey | Expect::Restore | Expect::Listen
             )
     }
 }
@@ -100,7 +72,11 @@ pub struct PendingReplies {
     skipping_to_sync: bool,
     copying_in: bool,
     swallowed_syncs: bool,
+    /// A query of the client's is not looked at, for an error before it: the next Sync, whose ever it is, is its end.
+    query_skipped: bool,
     fence_needed: bool,
+    /// By the client.
+    query_sent_last: bool,
     /// Of messages that the server has not carried out, in the order sent.
     undone: Vec<Note>,
 }
@@ -141,6 +117,51 @@ impl PendingReplies {
             .is_some_and(|front| front.expect == Expect::Listen)
     }
 
+    /// What comes now answers an Execute of the proxy's own.
+    pub fn is_asking(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Ask)
+    }
+
+    /// What comes now is swallowed.
+    pub fn is_swallowing(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.action == ReplyAction::Skip)
+    }
+
+    /// The server looks at nothing before the next Sync.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping_to_sync
+    }
+
+    /// What comes now answers the client's query that was held.
+    pub fn is_ready_held(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::HeldQuery)
+    }
+
+    /// What comes now answers the proxy's own query behind it.
+    pub fn is_restoring(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Restore)
+    }
+
+    /// The message sent last was a query of the client's, and the server will answer it.
+    pub fn sent_query_last(&self) -> bool {
+        self.query_sent_last
+    }
+
+    /// The ReadyForQuery of the query sent last waits for a `Restore`, to be sent now.
+    pub fn hold_ready(&mut self) {
+        if let Some(last) = self.entries.back_mut() {
+            last.expect = Expect::HeldQuery;
+        }
+    }
+
     /// What comes now answers the fence.
     pub fn is_fencing(&self) -> bool {
         self.entries
@@ -148,14 +169,13 @@ impl PendingReplies {
             .is_some_and(|front| front.expect == Expect::Fence)
     }
 
-    /// The message being answered is the last, or has only its own Sync behind it.
+    /// The message being answered is the client's last, or has only its own Sync behind it.
     pub fn is_answering_last(&self) -> bool {
-        match self.entries.len() {
-            1 => true,
-            2 => self
-                .entries
-                .back()
-                .is_some_and(|last| last.expect == Expect::Sync),
+        let behind = self.entries.iter().skip(1);
+        let mut clients = behind.filter(|entry| entry.action != ReplyAction::Skip);
+        match (clients.next(), clients.next()) {
+            (None, _) => true,
+            (Some(next), None) => next.expect == Expect::Sync,
             _ => false,
         }
     }
@@ -221,6 +241,8 @@ impl PendingReplies {
                     | Expect::Fence
                     | Expect::Survey
                     | Expect::Listen
+                    | Expect::HeldQuery
+                    | Expect::Restore
             )
         };
         self.entries.iter().filter(ends).count()
@@ -243,13 +265,18 @@ impl PendingReplies {
             action,
             note,
         };
+        self.query_sent_last = false;
         match expect {
             Expect::CopyEnd if self.copying_in => self.copying_in = false,
             Expect::Sync if self.copying_in => self.swallowed_syncs = true,
             Expect::Sync => {
                 self.skipping_to_sync = false;
                 self.batch_open = false;
-                self.entries.push_back(entry);
+                let action = match std::mem::take(&mut self.query_skipped) {
+                    true => ReplyAction::Forward,
+                    false => entry.action,
+                };
+                self.entries.push_back(Entry { action, ..entry });
             }
             _ if self.skipping_to_sync => self.undo(entry),
             // Not what a COPY is fed with: the server takes it for the COPY's end, an error, and for nothing else
@@ -268,15 +295,22 @@ impl PendingReplies {
                 // A simple query or function call ends the implicit transaction as a Sync does.
                 let simple = matches!(
                     expect,
-                    Expect::Query | Expect::FunctionCall | Expect::Survey | Expect::Listen
+                    Expect::Query
+                        | Expect::FunctionCall
+                        | Expect::Survey
+                        | Expect::Restore
+                        | Expect::Listen
                 );
                 self.batch_open = !simple && (self.batch_open || expect != Expect::CopyEnd);
+                self.query_sent_last =
+                    expect == Expect::Query && entry.action == ReplyAction::Forward;
                 self.entries.push_back(entry);
             }
         }
     }
 
     fn undo(&mut self, entry: Entry) {
+        self.query_skipped |= entry.is_clients_query();
         self.undone.extend(entry.note.map(|note| *note));
     }
 
@@ -344,6 +378,14 @@ impl PendingReplies {
                 self.pop();
                 Ok(action)
             }
+            Expect::HeldQuery => {
+                self.pop();
+                Ok(ReplyAction::Skip)
+            }
+            Expect::Restore => {
+                self.pop();
+                Ok(ReplyAction::Forward)
+            }
             // The fence has not answered yet (it turns into a Query when it does): an extra Sync's answer.
             Expect::Fence => Ok(ReplyAction::Forward),
             _ => Err(UnexpectedReply { tag: b'Z' }),
@@ -386,6 +428,8 @@ impl PendingReplies {
             | Expect::FunctionCall
             | Expect::Fence
             | Expect::Survey
+            | Expect::HeldQuery
+            | Expect::Restore
             | Expect::Listen => {}
             _ => {
                 let next_sync = self
@@ -396,8 +440,17 @@ impl PendingReplies {
                 let ignored = self
                     .entries
                     .drain(..next_sync.unwrap_or(self.entries.len()));
-                let notes = ignored.filter_map(|entry| entry.note);
+                let mut query_skipped = false;
+                let notes = ignored.filter_map(|entry| {
+                    query_skipped |= entry.is_clients_query();
+                    entry.note
+                });
                 self.undone.extend(notes.map(|note| *note));
+                match self.entries.front_mut() {
+                    Some(sync) if query_skipped => sync.action = ReplyAction::Forward,
+                    Some(_) => {}
+                    None => self.query_skipped = query_skipped,
+                }
                 self.pass_copy_marks();
             }
         }
@@ -437,37 +490,6 @@ impl PendingReplies {
         {
             front.expect = Expect::Query;
         }
-    }
-}
-
-/// Whether a reply can answer a message, and whether it is the last of the answer.
-fn answers(expect: Expect, tag: u8) -> (bool, bool) {
-    match expect {
-        Expect::Parse => (matches!(tag, b'1' | b'E'), true),
-        Expect::Bind => (matches!(tag, b'2' | b'E'), true),
-        Expect::Close => (matches!(tag, b'3' | b'E'), true),
-        Expect::Describe => (matches!(tag, b't' | b'T' | b'n' | b'E'), tag != b't'),
-        Expect::Execute => (
-            matches!(
-                tag,
-                b'D' | b'C' | b'I' | b's' | b'G' | b'H' | b'd' | b'c' | b'E'
-            ),
-            matches!(tag, b'C' | b'I' | b's'),
-        ),
-        Expect::Query => (
-            matches!(
-                tag,
-                b'T' | b'D' | b'C' | b'I' | b'G' | b'H' | b'd' | b'c' | b'E'
-            ),
-            false,
-        ),
-        Expect::FunctionCall => (matches!(tag, b'V' | b'E'), false),
-        Expect::Survey => (matches!(tag, b'T' | b'D' | b'C' | b'E'), false),
-        Expect::Listen => (matches!(tag, b'C' | b'E'), false),
-        Expect::Sync => (tag == b'E', false),
-        Expect::Fence => (matches!(tag, b'I' | b'E'), false),
-        Expect::BadFlush => (tag == b'E', false),
-        Expect::CopyEnd => (false, false),
     }
 }
 

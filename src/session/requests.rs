@@ -3,6 +3,7 @@
 
 use super::replies::Expect;
 use super::statement::{Effects, StatementReader};
+use crate::backend::settings::Settings;
 use crate::wire::frame::{HEADER_LEN, Header};
 use bytes::BytesMut;
 
@@ -69,10 +70,21 @@ pub enum Unnamed {
     /// There is none: PostgreSQL drops it at every simple query.
     #[default]
     None,
-    /// The whole Parse message, so that another backend can be given it, and what its text leaves behind when it runs.
-    Kept(BytesMut, Effects),
+    /// So that another backend can be given it.
+    Kept(Kept),
     /// It was too long to keep: it lives on the backend that has it.
     TooLong,
+}
+
+/// An unnamed statement that another backend can be given.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// The whole Parse message.
+    pub parse: BytesMut,
+    /// What its text leaves behind when it runs.
+    pub effects: Effects,
+    /// The settings that its literals were read under, if it has some.
+    pub reading: Option<Settings>,
 }
 
 /// What a frame passed on has told.
@@ -82,6 +94,16 @@ pub enum Told {
     Text(Effects),
     /// A statement prepared with a name.
     Named(Effects),
+}
+
+impl Told {
+    /// The same, with the arguments of set_config read in a text that has come whole.
+    fn read_set_config(self, text: &[u8]) -> Told {
+        match self {
+            Told::Text(effects) => Told::Text(effects.read_set_config(text)),
+            Told::Named(effects) => Told::Named(effects.read_set_config(text)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -249,19 +271,22 @@ impl RequestReader {
         if first {
             self.start_keeping(piece, body, unnamed);
         } else if self.keeping
-            && let Unnamed::Kept(kept, _) = unnamed
+            && let Unnamed::Kept(kept) = unnamed
         {
-            kept.extend_from_slice(piece);
+            kept.parse.extend_from_slice(piece);
         }
         self.read_body(body);
         if self.remaining > 0 {
             return None;
         }
-        let told = self.finish();
+        let told = self.finish().map(|told| match first {
+            true => told.read_set_config(body),
+            false => told,
+        });
         if self.keeping
-            && let (Unnamed::Kept(_, effects), Some(Told::Text(told))) = (unnamed, told)
+            && let (Unnamed::Kept(kept), Some(Told::Text(told))) = (unnamed, told)
         {
-            *effects = told;
+            kept.effects = told;
         }
         told
     }
@@ -277,7 +302,10 @@ impl RequestReader {
             return;
         }
         self.keeping = true;
-        *unnamed = Unnamed::Kept(BytesMut::from(piece), Effects::default());
+        *unnamed = Unnamed::Kept(Kept {
+            parse: BytesMut::from(piece),
+            ..Kept::default()
+        });
     }
 
     fn read_body(&mut self, mut body: &[u8]) {
@@ -447,7 +475,7 @@ mod tests {
             let parse = frame(b'P', b"\0select 1\0\0\0");
             let (told, unnamed) = read(&parse, piece);
             assert_eq!(told, Some(Told::Text(Effects::default())));
-            assert!(matches!(unnamed, Unnamed::Kept(kept, _) if kept == parse));
+            assert!(matches!(unnamed, Unnamed::Kept(kept) if kept.parse == parse));
         }
     }
 

@@ -1,5 +1,6 @@
 //! A session's life: read a request, borrow a backend, relay until it can be given back, again.
 
+mod held;
 mod idle;
 mod watch;
 
@@ -7,9 +8,12 @@ use super::close::{CloseReason, describe, statement_mode_error};
 use super::farewell::Farewell;
 use super::listen::{Founding, Listeners};
 use super::memory::Memory;
+use super::pin::{PinReason, PinReasons};
+use super::pin_book::Pinning;
 use super::prepared::StatementStore;
-use super::relay::{Hold, Relay, RelayEnd, Sides, opens_transaction};
+use super::relay::{Hold, Relay, RelayEnd, Sides, Terms, opens_transaction};
 use super::roster::{Control, Entry, Phase};
+use crate::backend::exchange::simple_query;
 use crate::backend::settings::Settings;
 use crate::cancel::{CancelHandle, Settled};
 use crate::config::PoolMode;
@@ -21,6 +25,7 @@ use crate::tls::Stream;
 use crate::wire::error_response::{ErrorMessage, Severity};
 use crate::wire::flow::Flow;
 use bytes::BytesMut;
+use held::tell_filtered;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +35,9 @@ use watch::Watch;
 
 /// How long a client may take to read its last message.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long the server may take to throw away what a session has left.
+const DISCARD_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Everything a session needs.
 pub struct SessionStart {
@@ -47,6 +55,8 @@ pub struct SessionStart {
     pub pool: Arc<Pool>,
     /// When it gives them back.
     pub mode: PoolMode,
+    /// What must not keep it from that, and where it is written down what does.
+    pub pinning: Pinning,
     /// How long it waits for one.
     pub patience: Duration,
     /// Its end of the cancel registry.
@@ -73,6 +83,7 @@ pub struct Session {
     memory: Memory,
     pool: Arc<Pool>,
     hold: Hold,
+    pinning: Pinning,
     patience: Duration,
     cancel: CancelHandle,
     entry: Entry,
@@ -113,6 +124,7 @@ impl Session {
                 PoolMode::Statement => Hold::Statement,
                 PoolMode::Session => Hold::Session,
             },
+            pinning: start.pinning,
             patience: start.patience,
             cancel: start.cancel,
             entry: start.entry,
@@ -153,13 +165,12 @@ impl Session {
     async fn serve(mut self, mut lease: Lease, since: Instant) -> Result<Self, CloseReason> {
         self.cancel.lend(lease.conn().key.clone());
         self.control().enter(Phase::Active);
-        let (mut relay, replayed) = Relay::start(
-            self.hold,
-            &self.memory.settings,
-            self.pool.reads_sequences(),
-            lease.conn(),
-            &mut self.up,
-        );
+        let terms = Terms {
+            hold: self.hold,
+            filters: self.pinning.filters,
+            read_sequences: self.pool.reads_sequences(),
+        };
+        let (mut relay, replayed) = Relay::start(terms, &self.memory, lease.conn(), &mut self.up);
         if replayed {
             self.pool.replayed();
         }
@@ -193,13 +204,16 @@ impl Session {
             None => self.cancel.take_back().await,
         };
         let (at_rest, leak) = (relay.is_at_rest(&self.up), relay.has_leak());
+        tell_filtered(&self, &relay);
+        let left = relay.filtered();
         self.outbox = relay.finish(lease.conn());
         // What came behind the last reply is the server's own news; alive or not, it is not for this client.
         let alive = lease.conn().buf.is_empty() || lease.conn().is_alive();
         match GiveBack::check(lease.conn(), at_rest) {
             _ if settled == Settled::InDoubt => lease.discard(DiscardReason::CancelInDoubt),
             _ if leak => lease.discard(DiscardReason::StateLeak),
-            Some(proof) if alive => lease.give_back(proof),
+            Some(proof) if alive && left.is_empty() => lease.give_back(proof),
+            Some(_) if alive => throw_away(left, lease).await,
             Some(_) => lease.discard(DiscardReason::ServerClosed),
             None => lease.discard(DiscardReason::NotClean),
         }
@@ -307,5 +321,23 @@ impl Session {
         };
         let _ = tokio::time::timeout(LAST_WORDS_DEADLINE, sending).await;
         reason
+    }
+}
+
+/// What a session has left for reasons that must not pin is nobody's: not the next client's either.
+async fn throw_away(left: PinReasons, mut lease: Lease) {
+    // These never reach another client as it is: see `relay/sequences` and `Relay::bring_unnamed`.
+    let harmless = [PinReason::Sequence, PinReason::UnnamedStatement];
+    let needs_cleaning = left.iter().any(|reason| !harmless.contains(&reason));
+    // Nothing unloads a library.
+    let mut clean = !left.contains(PinReason::Load);
+    if clean && needs_cleaning {
+        let discarded = simple_query(lease.conn(), "DISCARD ALL", DISCARD_DEADLINE).await;
+        lease.conn().was_discarded();
+        clean = discarded.is_ok();
+    }
+    match GiveBack::check(lease.conn(), clean) {
+        Some(proof) => lease.give_back(proof),
+        None => lease.discard(DiscardReason::FilteredPin),
     }
 }

@@ -13,6 +13,7 @@
 mod leading;
 mod lexer;
 mod search;
+mod set_config;
 #[cfg(test)]
 mod tests;
 
@@ -54,18 +55,25 @@ impl Effects {
     pub const RESET: Effects = Effects(1 << 13);
     /// DO, CALL: the text doesn't show what they do.
     pub const OPAQUE: Effects = Effects(1 << 14);
+    /// SET, SET LOCAL, RESET of a parameter that decides what a text means when it is prepared (DateStyle, search_path, …).
+    pub const MEANING: Effects = Effects(1 << 15);
+    /// set_config: what it sets, and for how long, is in its arguments. [`Effects::read_set_config`] looks at them.
+    pub const SET_CONFIG: Effects = Effects(1 << 16);
+    /// DISCARD, perhaps ALL.
+    pub const DISCARD: Effects = Effects(1 << 17);
 
     /// UNLISTEN
-    pub const UNLISTEN: Effects = Effects(1 << 15);
+    pub const UNLISTEN: Effects = Effects(1 << 18);
     /// pg_listening_channels: the answer depends on what this session listens to.
-    pub const LISTENING_READ: Effects = Effects(1 << 16);
+    pub const LISTENING_READ: Effects = Effects(1 << 19);
 
     /// NOTIFY, pg_notify: who listens to it hears it before the statement is done.
-    pub const NOTIFY: Effects = Effects(1 << 17);
+    pub const NOTIFY: Effects = Effects(1 << 20);
 
     /// A name that can't be read may be any of the names looked for.
     const UNREADABLE_NAME: Effects = Effects(
         Effects::SETTINGS.0
+            | Effects::MEANING.0
             | Effects::ADVISORY_LOCK.0
             | Effects::TEMP_OBJECT.0
             | Effects::SEQUENCE_WRITE.0
@@ -75,10 +83,17 @@ impl Effects {
             | Effects::NOTIFY.0,
     );
     /// Text that can't be read may be anything.
-    const UNREADABLE_TEXT: Effects = Effects((1 << 18) - 1);
+    const UNREADABLE_TEXT: Effects = Effects((1 << 21) - 1);
 
     /// What may change run-time parameters: what a DO block or a procedure does can't be read.
-    pub const MAY_SET: Effects = Effects::SETTINGS.union(Effects::OPAQUE);
+    pub const MAY_SET: Effects = Effects::SETTINGS
+        .union(Effects::OPAQUE)
+        .union(Effects::SET_CONFIG);
+
+    /// What may change what a text means.
+    pub const MAY_CHANGE_MEANING: Effects = Effects::MEANING
+        .union(Effects::OPAQUE)
+        .union(Effects::SET_CONFIG);
 
     /// What may change the channels a session listens to, or tells them.
     pub const MAY_CHANGE_LISTENING: Effects = Effects(
@@ -93,6 +108,19 @@ impl Effects {
     /// True if any of `other` is in the set.
     pub fn contains(self, other: Effects) -> bool {
         self.0 & other.0 != 0
+    }
+
+    /// These without others.
+    pub const fn without(self, others: Effects) -> Effects {
+        Effects(self.0 & !others.0)
+    }
+
+    /// What set_config does in this text: `… , true)` lasts as long as its transaction.
+    pub fn read_set_config(self, text: &[u8]) -> Effects {
+        if !self.contains(Effects::SET_CONFIG) || !set_config::is_local(text) {
+            return self;
+        }
+        self.without(Effects::SET_CONFIG) | Effects::MEANING
     }
 
     /// True if there is none.
@@ -147,4 +175,28 @@ impl StatementReader {
         self.lexer.finish(&mut self.leading);
         self.leading.effects()
     }
+}
+
+/// Parameters that change nothing in how a text is parsed; all others are thought to.
+pub fn is_harmless(name: &str) -> bool {
+    matches!(
+        name,
+        "application_name"
+            | "work_mem"
+            | "maintenance_work_mem"
+            | "client_min_messages"
+            | "synchronous_commit"
+            | "extra_float_digits"
+            | "bytea_output"
+            | "jit"
+            | "statement_timeout"
+            | "lock_timeout"
+            | "idle_in_transaction_session_timeout"
+            | "idle_session_timeout"
+            | "default_transaction_isolation"
+            | "default_transaction_read_only"
+            | "default_transaction_deferrable"
+    ) || name.starts_with("log_")
+        || name.starts_with("enable_")
+        || name.contains('.')
 }

@@ -15,6 +15,7 @@ use crate::backend::settings::{Settings, literal};
 ///   (GUC_NO_SHOW_ALL, src/backend/utils/misc/guc_tables.c). SET TRANSACTION's parameters keep their source after the
 ///   transaction, but not their value.
 /// - `c`: a channel that is listened to, in hexadecimal of the server's encoding, too.
+/// - `p`: a statement prepared by SQL, and the text that prepared it, if it is not long.
 /// - `l`: a reason to keep the backend. Statements of our own are shared, not left.
 const SQL: &str = "\
 SELECT 's', name, pg_catalog.encode(pg_catalog.convert_to(setting, pg_catalog.getdatabaseencoding()), 'hex') \
@@ -24,7 +25,9 @@ UNION ALL SELECT 's', 'role', pg_catalog.encode(pg_catalog.convert_to(pg_catalog
  pg_catalog.getdatabaseencoding()), 'hex') WHERE pg_catalog.current_setting('role') <> 'none' \
 UNION ALL SELECT 's', 'session_authorization', pg_catalog.encode(pg_catalog.convert_to(session_user::pg_catalog.text, \
  pg_catalog.getdatabaseencoding()), 'hex') \
-UNION ALL SELECT 'l', 'sql_prepare', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
+UNION ALL SELECT 'p', name, pg_catalog.encode(pg_catalog.convert_to(\
+ CASE WHEN pg_catalog.length(statement) < 8000 THEN statement ELSE '' END, pg_catalog.getdatabaseencoding()), 'hex') \
+ FROM pg_catalog.pg_prepared_statements WHERE from_sql \
 UNION ALL SELECT 'l', 'named_statement', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
  WHERE NOT from_sql AND name NOT LIKE 'pgsluice\\_%' AND name <> '') \
 UNION ALL SELECT 'l', 'temp_object', '' WHERE pg_catalog.pg_my_temp_schema() <> 0 AND (\
@@ -71,6 +74,7 @@ pub const SURVEYED: [PinReason; 7] = [
 pub struct Survey {
     settings: Vec<(String, String)>,
     channels: Vec<Channel>,
+    sql_prepared: Vec<(String, String)>,
     bytes: usize,
     left: PinReasons,
     failed: bool,
@@ -83,6 +87,8 @@ pub struct Found {
     pub settings: Settings,
     /// The channels it listens to.
     pub channels: Vec<Channel>,
+    /// Statements prepared by SQL: names and texts.
+    pub sql_prepared: Vec<(String, String)>,
     /// Reasons to keep the backend.
     pub left: PinReasons,
 }
@@ -110,6 +116,7 @@ impl Survey {
                 self.failed |= self.bytes > STATE_BYTES_MAX;
                 self.settings.push((name.to_ascii_lowercase(), value));
             }
+            ("p", Some(value)) => self.sql_prepared.push((name.to_owned(), value)),
             ("l", _) => match SURVEYED.iter().find(|reason| reason.label() == name) {
                 Some(reason) => self.left.insert(*reason),
                 None => self.failed = true,
@@ -134,6 +141,7 @@ impl Survey {
         Some(Found {
             settings: Settings::from_pairs(settings),
             channels: self.channels,
+            sql_prepared: self.sql_prepared,
             left: self.left,
         })
     }

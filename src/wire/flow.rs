@@ -77,6 +77,14 @@ impl Flow {
         self.buf.advance(count);
     }
 
+    /// Puts other bytes, still unread, in the place of the next `count` unread ones.
+    pub fn replace(&mut self, count: usize, bytes: &[u8]) {
+        debug_assert!(self.ready + count <= self.buf.len());
+        let unread = self.buf.split_off(self.ready);
+        self.buf.extend_from_slice(bytes);
+        self.buf.extend_from_slice(&unread[count..]);
+    }
+
     /// Gives the frame at the front of the unread bytes another tag.
     pub fn retag(&mut self, tag: u8) {
         if let Some(first) = self.buf.get_mut(self.ready) {

@@ -48,6 +48,41 @@ pub fn startup(buf: &mut BytesMut, user: &str, database: &str) {
     });
 }
 
+/// Flush
+pub fn flush(buf: &mut BytesMut) {
+    tagged(buf, b'H', |_| {});
+}
+
+/// A statement without parameters, carried out by the extended protocol under a name of its own: Close of what an error
+/// may have left of that name, Parse, Bind, Execute, Close of the portal, Close of the statement.
+pub fn own_statement(buf: &mut BytesMut, name: &str, sql: &[u8]) {
+    let name = name.as_bytes();
+    let close = |buf: &mut BytesMut, kind: u8| {
+        tagged(buf, b'C', |buf| {
+            buf.put_u8(kind);
+            text(buf, name);
+        });
+    };
+    close(buf, b'S');
+    tagged(buf, b'P', |buf| {
+        text(buf, name);
+        text(buf, sql);
+        buf.put_u16(0);
+    });
+    tagged(buf, b'B', |buf| {
+        text(buf, name);
+        text(buf, name);
+        // No formats of parameters, no parameters, no formats of results.
+        buf.put_bytes(0, 6);
+    });
+    tagged(buf, b'E', |buf| {
+        text(buf, name);
+        buf.put_u32(0);
+    });
+    close(buf, b'P');
+    close(buf, b'S');
+}
+
 /// SSLRequest
 pub fn ssl_request(buf: &mut BytesMut) {
     untagged(buf, |buf| buf.put_u32(SSL_REQUEST));

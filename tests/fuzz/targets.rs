@@ -10,6 +10,7 @@ use pgsluice::redacted::Redacted;
 use pgsluice::scram::verifier::Verifier;
 use pgsluice::scram::{Mechanism, Server, client};
 use pgsluice::secrets::SecretStore;
+use pgsluice::session::digest::Digest;
 use pgsluice::session::replies::{Expect, PendingReplies, ReplyAction};
 use pgsluice::session::requests::{Next, RequestReader, Unnamed, look};
 use pgsluice::session::statement::StatementReader;
@@ -100,6 +101,35 @@ pub fn statement(data: &[u8]) {
         reader.finish()
     };
     assert_eq!(effects(&[&text[..cut], &text[cut..]]), effects(&[text]));
+}
+
+/// SQL text as it is shown: no string and no number is left, and what is shown reads as itself.
+pub fn digest(data: &[u8]) {
+    let (cut, text) = take_cut(data);
+    let digest = Digest::of(text, true);
+    let beginning = Digest::of(&text[..cut], false);
+    for shown in [digest.text(), beginning.text()] {
+        assert!(shown.chars().count() <= 301, "{shown}");
+        assert!(!shown.contains(char::is_control), "{shown:?}");
+        assert!(!shows_a_literal(shown), "{shown:?}");
+    }
+    if !digest.text().ends_with('…') {
+        assert_eq!(Digest::of(digest.text().as_bytes(), true), digest);
+    }
+}
+
+/// Outside quoted names: a quote, or a digit that is no part of a word or of `$1`.
+fn shows_a_literal(shown: &str) -> bool {
+    let (mut quoted, mut before) = (false, ' ');
+    for c in shown.chars() {
+        quoted ^= c == '"';
+        let in_word = before.is_alphanumeric() || !before.is_ascii() || "_$".contains(before);
+        if !quoted && (c == '\'' || (c.is_ascii_digit() && !in_word)) {
+            return true;
+        }
+        before = c;
+    }
+    false
 }
 
 /// Any order of requests and replies: an error at worst.

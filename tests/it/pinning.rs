@@ -1,9 +1,13 @@
 //! What a session leaves in its backend is there for its next statement, and for nobody else.
 
 mod cleaning;
+mod filters;
 mod following;
+mod meaning;
 mod sharing;
+mod sql_prepared;
 mod startup;
+mod told;
 
 use crate::support::frames::{self, bind, column, errors, execute, parse, query, sync};
 use crate::support::{
@@ -81,8 +85,8 @@ async fn keeps_its_backend(reason: Reason) {
 }
 
 #[tokio::test]
-async fn a_statement_prepared_by_sql_keeps_its_backend() {
-    let prepare = "PREPARE s AS SELECT 'prepared'";
+async fn statements_prepared_by_one_text_keep_their_backend() {
+    let prepare = "PREPARE s AS SELECT 'prepared'; PREPARE t AS SELECT 1";
     keeps_its_backend(simple("sql_prepare", prepare, "EXECUTE s", "prepared")).await;
 }
 

@@ -56,6 +56,7 @@ fn stage(port: u16, settings: &str) -> Stage {
             in_transaction: config.pool.idle_in_transaction_timeout,
             query: config.pool.query_timeout,
         }),
+        pinning: Pinning::default(),
         metrics,
         drain: drain.observer(),
         secrets,

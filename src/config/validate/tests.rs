@@ -80,6 +80,7 @@ fn defaults(folder: &Path) -> Config {
             query_timeout: Duration::ZERO,
             max_connection_lifetime: Duration::from_secs(86_400),
             max_prepared_statements: 500,
+            session_pinning_filters: vec![],
             init_query: None,
         },
         pool_rules: vec![],
@@ -141,6 +142,7 @@ idle_in_transaction_timeout = 60
 query_timeout = "5m"
 max_connection_lifetime = "1h"
 max_prepared_statements = 7
+session_pinning_filters = ["listen", "temp_object"]
 init_query = "SET a.b = '1'; SET c.d = '2'"
 [[pool.rules]]
 database = "x"
@@ -219,6 +221,7 @@ fn every_key_reaches_its_field() {
             query_timeout: Duration::from_secs(300),
             max_connection_lifetime: Duration::from_secs(3600),
             max_prepared_statements: 7,
+            session_pinning_filters: vec!["listen", "temp_object"],
             init_query: Some("SET a.b = '1'; SET c.d = '2'".into()),
         },
         pool_rules: vec![
@@ -383,6 +386,14 @@ const FAULTS: &[FaultCase] = &[
             "listen.addresses: is empty",
             "listen.unix_socket_dir: FOLDER/no/such/folder is not a folder",
             "target.tls: is none of the choices",
+        ],
+    ),
+    (
+        "[pool]\nsession_pinning_filters = ['listen', 'EXCLUDE_VARIABLE_SETS', 'session_mode']\n",
+        &[],
+        &[
+            "pool.session_pinning_filters[1]: is none of the choices; use one of: settings, named_statement,",
+            "pool.session_pinning_filters[2]: is none of the choices",
         ],
     ),
 ];

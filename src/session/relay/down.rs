@@ -85,12 +85,22 @@ impl Relay {
         let action = match header.tag {
             b'Z' | b'S' => return self.read_whole(header, sides),
             b'C' if header.body_len <= READ_WHOLE_MAX => return self.read_whole(header, sides),
-            b'D' if self.replies.is_surveying() => return self.read_row(header),
+            b'D' if self.replies.is_surveying() || self.replies.is_asking() => {
+                return self.read_row(header);
+            }
             b'E' if self.replies.is_surveying() => {
                 self.survey.iter_mut().for_each(Survey::fail);
                 self.replies.on_reply(b'E').map_err(fault)?
             }
             b'E' if self.replies.is_listening() => return self.on_listening_error(header, sides),
+            // The client's transaction had failed before, or fails by it.
+            b'E' if self.replies.is_restoring() => {
+                let action = self.replies.on_reply(b'E').map_err(fault)?;
+                match sides.conn.status {
+                    TxStatus::Failed => action,
+                    _ => ReplyAction::Forward,
+                }
+            }
             b'E' if self.replies.is_replaying() => return self.read_whole(header, sides),
             // Of the proxy's own making.
             b'N' if self.replies.is_replaying() && !self.replies.is_fencing() => ReplyAction::Skip,
@@ -117,6 +127,7 @@ impl Relay {
         // Nothing asked: the server's last words before it closes the connection.
         let action = self.replies.on_reply(b'E').unwrap_or(ReplyAction::Forward);
         self.undo_changes(sides);
+        self.stop_asking();
         if let Some(id) = self.found_here.take() {
             sides.conn.prepared.restore(id);
         }
@@ -160,17 +171,21 @@ impl Relay {
         Some(Some(message))
     }
 
-    /// A row of the survey.
+    /// A row for the proxy itself.
     fn read_row(&mut self, header: Header) -> Scan<Option<ReplyAction>> {
         let fault = |error: UnexpectedReply| RelayEnd::BackendFault(error.into());
+        let short = header.body_len <= READ_WHOLE_MAX;
+        if short && self.down.unread().len() < header.frame_len() {
+            return Ok(None);
+        }
+        let asking = self.replies.is_asking();
         let action = self.replies.on_reply(b'D').map_err(fault)?;
-        let Some(survey) = &mut self.survey else {
-            return Ok(Some(action));
-        };
-        match self.down.unread().get(HEADER_LEN..header.frame_len()) {
-            Some(body) => survey.row(body),
-            None if header.body_len <= READ_WHOLE_MAX => return Ok(None),
-            None => survey.fail(),
+        let body = self.down.unread().get(HEADER_LEN..header.frame_len());
+        match (&mut self.survey, body.filter(|_| short).map(<[u8]>::to_vec)) {
+            (_, body) if asking => self.asked_row(body.as_deref()),
+            (Some(survey), Some(body)) => survey.row(&body),
+            (Some(survey), None) => survey.fail(),
+            (None, _) => {}
         }
         Ok(Some(action))
     }
@@ -197,6 +212,9 @@ impl Relay {
                 let (surveyed, own) = (self.replies.is_surveying(), self.replies.is_replaying());
                 self.last_was_error = false;
                 self.restoring &= !own;
+                if self.replies.is_restoring() {
+                    self.tell_restored(sides);
+                }
                 let mut action = self.replies.on_ready().map_err(fault)?;
                 self.on_idle_after_discard(sides);
                 if action == ReplyAction::Forward && self.before_ready(sides) {
@@ -212,11 +230,18 @@ impl Relay {
                     // In another encoding: the client knows which.
                     return Ok(Some(ReplyAction::Forward));
                 };
+                let later = self.replies.is_ready_held();
+                if later || self.replies.is_restoring() {
+                    self.resets.remember(&sides.conn.parameters);
+                }
                 sides.conn.parameters.set(name, value);
                 if name == STANDARD_CONFORMING_STRINGS {
                     self.plain_strings = value != "off";
                 }
-                if !self.replies.is_replaying() {
+                if later {
+                    return Ok(Some(ReplyAction::Skip));
+                }
+                if !self.replies.is_swallowing() {
                     return Ok(Some(ReplyAction::Forward));
                 }
                 // Set by the proxy: this is what the session starts from. Where something had been taken from it, it
@@ -231,13 +256,15 @@ impl Relay {
             _ => {
                 let tag = command_tag(body).unwrap_or_default();
                 let done = Done::of(tag);
-                if !self.replies.is_replaying() {
+                let (own, asking) = (self.replies.is_swallowing(), self.replies.is_asking());
+                if !own {
                     self.listening.on_done(tag, sides.memory);
                 }
-                let own = self.replies.is_replaying();
                 let last = self.replies.is_answering_last() && self.requests.at_boundary();
                 let action = self.replies.on_reply(header.tag).map_err(fault)?;
-                if !own {
+                if asking {
+                    self.finish_asking(sides.conn);
+                } else if !own {
                     self.on_done(done, last, sides);
                 }
                 Ok(Some(action))

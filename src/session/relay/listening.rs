@@ -247,7 +247,7 @@ impl Relay {
                     let statement = sides.memory.names.find(name);
                     statement.map(|statement| statement.effects)
                 }
-                (_, Unnamed::Kept(_, effects)) => Some(*effects),
+                (_, Unnamed::Kept(kept)) => Some(kept.effects),
                 _ => None,
             },
             _ => None,

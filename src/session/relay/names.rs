@@ -5,15 +5,17 @@
 //! a statement that nobody has instead: that is answered in the same place, with a message of the same shape, and it is
 //! skipped after an error as the client's own message would have been.
 
+use super::causes::Text;
+use super::scope::Around;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::connection::BackendConnection;
 use crate::backend::prepared::StatementId;
-use crate::backend::settings::Settings;
 use crate::session::deallocate::{begins_deallocate, deallocate_message, deallocated};
 use crate::session::prepared::{
-    Name, Named, Note, PARSE_LEN_MAX, Statement, close_message, named, names_a_moment,
+    Name, Named, Note, PARSE_LEN_MAX, Scope, Statement, close_message, effects_of, named,
     parse_message, renamed_front,
 };
+use crate::session::reading::{has_literal, names_a_moment};
 use crate::session::relay::Hold;
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::requests::{Unnamed, Violation};
@@ -21,7 +23,6 @@ use crate::session::statement::Effects;
 use crate::wire::flow::Flow;
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::from_backend::TxStatus;
-use bytes::BytesMut;
 use std::sync::Arc;
 
 /// The tag of ParseComplete, which has the shape of CloseComplete.
@@ -60,12 +61,18 @@ impl Relay {
         if let Some(translated) = self.deallocate(header, sides) {
             return Ok(translated);
         }
-        // Shared statements are read as most clients' are.
-        let cannot_be_shared =
-            header.tag == b'P' && (header.frame_len() > PARSE_LEN_MAX || !self.plain_strings);
+        if let Some(translated) = self.rename_in_text(header, sides) {
+            return Ok(translated);
+        }
+        let too_long = header.tag == b'P' && header.frame_len() > PARSE_LEN_MAX;
+        let names = &sides.memory.names;
         Ok(match named(header, sides.up.unread()) {
             Named::No => Translated::Untouched,
-            _ if cannot_be_shared => Translated::Untouched,
+            _ if too_long => Translated::Untouched,
+            // Shared statements are read as most clients' are.
+            Named::Parse { name, .. } if !self.plain_strings && names.find(name).is_none() => {
+                Translated::Untouched
+            }
             Named::Endless => {
                 return Err(RelayEnd::ClientFault(Violation::BadName(header.tag)));
             }
@@ -73,6 +80,15 @@ impl Relay {
             _ if self.must_wait() => {
                 self.held = true;
                 Translated::Incomplete
+            }
+            // The server knows a name that SQL has given, once it is there.
+            Named::Parse { name, .. } | Named::Use { name, .. }
+                if std::str::from_utf8(name)
+                    .is_ok_and(|name| sides.memory.sql.find(name).is_some()) =>
+            {
+                self.state.settings_touched |= header.tag == b'C';
+                self.bring_sql_prepared(sides);
+                Translated::Untouched
             }
             Named::Parse { name, body } => {
                 let (name, body) = (Name::from(name), body.to_vec());
@@ -85,18 +101,21 @@ impl Relay {
                 };
                 let (before, name) = (before.to_vec(), Name::from(name));
                 if header.tag == b'C' {
-                    self.close(header, name, statement, sides)
-                } else {
-                    let expect = expect.unwrap_or(Expect::Describe);
-                    self.use_statement(header, expect, &before, (name, statement), sides)
+                    return Ok(self.close(header, name, statement, sides));
                 }
+                self.before_statement(statement.effects, sides);
+                let Some(brought) = self.bring(&name, statement, sides) else {
+                    return Ok(Translated::Incomplete);
+                };
+                let expect = expect.unwrap_or(Expect::Describe);
+                self.use_statement(header, expect, &before, (name, brought), sides)
             }
         })
     }
 
     /// A batch before this one is in flight that changes names or statements, or may: whether it does is known when it is
     /// answered. What ends it has been sent, so it will be.
-    fn must_wait(&mut self) -> bool {
+    pub(super) fn must_wait(&mut self) -> bool {
         let changes = |note: &Note| {
             note.named.is_some()
                 || note.unnamed.is_some()
@@ -119,28 +138,19 @@ impl Relay {
         body: &[u8],
         sides: &mut Sides<'_>,
     ) -> Translated {
-        if sides.memory.names.is_full() {
+        if let Some(existing) = sides.memory.names.find(&name).cloned() {
+            return self.refuse_name(header, name, existing, sides);
+        }
+        // One that means what it meant at this moment, or what another name means, can't be prepared elsewhere.
+        let can_move = |body| !names_a_moment(body) && !executes(body);
+        if sides.memory.names.is_full() || !can_move(body) {
             return Translated::Untouched;
         }
-        sides.up.remove(header.frame_len());
-        if let Some(existing) = sides.memory.names.find(&name).cloned() {
-            // Refused by the server in its own words, so that the batch and the transaction fail as they would.
-            self.bring(&name, &existing, sides.conn, sides.up);
-            sides.up.insert(&parse_message(existing.id, &existing.body));
-            let note = Note {
-                used: Some((name, existing)),
-                ..Note::default()
-            };
-            self.send_noted(Expect::Parse, ReplyAction::Forward, note);
-            return Translated::Whole;
-        }
-        let statement = match self.state.settings_touched || names_a_moment(body) {
-            true => sides.memory.statements.unshared(body),
-            false => {
-                let scope = scope_of(&sides.memory.settings);
-                sides.memory.statements.intern(body, &scope)
-            }
+        let Some(scope) = self.scope_now(None, sides) else {
+            return Translated::Incomplete;
         };
+        sides.up.remove(header.frame_len());
+        let statement = sides.memory.statements.intern(body, &scope);
         sides.memory.names.insert(name.clone(), statement.clone());
         let mut note = Note {
             named: Some(name.clone()),
@@ -165,6 +175,30 @@ impl Relay {
         note.prepared = Some(statement.id);
         self.send_noted(Expect::Parse, ReplyAction::Forward, note);
         Translated::Whole
+    }
+
+    /// A name in use is refused by the server in its own words, so that the batch and the transaction fail as they would:
+    /// the client's text goes under the name that the backend has, as what is wrong with the text is said first.
+    fn refuse_name(
+        &mut self,
+        header: Header,
+        name: Name,
+        existing: Arc<Statement>,
+        sides: &mut Sides<'_>,
+    ) -> Translated {
+        let Some(existing) = self.bring(&name, existing, sides) else {
+            return Translated::Incomplete;
+        };
+        let came = HEADER_LEN + name.len() + 1;
+        let front = renamed_front(header, b"", &name, existing.id);
+        sides.up.remove(came);
+        sides.up.insert(&front);
+        let note = Note {
+            used: Some((name, existing)),
+            ..Note::default()
+        };
+        self.send_noted(Expect::Parse, ReplyAction::Forward, note);
+        Translated::Front(header.frame_len() - came)
     }
 
     /// SQL's DEALLOCATE of a name of the protocol's, as some drivers send it: it is carried out on the name that the
@@ -239,7 +273,7 @@ impl Relay {
         Translated::Whole
     }
 
-    /// Bind, Describe.
+    /// Bind, Describe of a statement that is on its way.
     fn use_statement(
         &mut self,
         header: Header,
@@ -248,13 +282,9 @@ impl Relay {
         (name, statement): (Name, Arc<Statement>),
         sides: &mut Sides<'_>,
     ) -> Translated {
-        self.before_statement(statement.effects, sides);
-        self.note_effects(statement.effects);
-        self.note_sequences(
-            statement.effects,
-            Some(&statement.body),
-            &mut sides.memory.reads_sequences,
-        );
+        let text = Text::of_body(&statement.body);
+        self.note_text(statement.effects, text);
+        self.note_sequences(statement.effects, text, &mut sides.memory.reads_sequences);
         if statement.effects.contains(Effects::MAY_SET) {
             let bind = sides.up.unread().get(..header.frame_len());
             self.note_custom(bind, false);
@@ -263,8 +293,6 @@ impl Relay {
                 statement.effects.contains(Effects::OPAQUE),
             );
         }
-        let statement = self.in_scope(&name, statement, sides);
-        self.bring(&name, &statement, sides.conn, sides.up);
         let came = HEADER_LEN + before.len() + name.len() + 1;
         let front = renamed_front(header, before, &name, statement.id);
         sides.up.remove(came);
@@ -277,50 +305,37 @@ impl Relay {
         Translated::Front(header.frame_len() - came)
     }
 
-    /// What is to be prepared anew under other settings than at first is another statement from then on.
-    fn in_scope(
-        &self,
+    /// Prepares a statement on the backend if it is not there; what it is known as from then on, or `None` while the server
+    /// is asked what its text would mean now.
+    pub(super) fn bring(
+        &mut self,
         name: &Name,
         statement: Arc<Statement>,
         sides: &mut Sides<'_>,
-    ) -> Arc<Statement> {
+    ) -> Option<Arc<Statement>> {
+        if self.is_here(statement.id, sides.conn) {
+            return Some(statement);
+        }
+        let now = self.scope_now(Some(&statement), sides)?;
+        let statement = in_place(name, statement, &now, sides);
+        if self.is_here(statement.id, sides.conn) {
+            return Some(statement);
+        }
         if sides.conn.prepared.has(statement.id) {
-            return statement;
+            self.evict(statement.id, sides.conn, sides.up);
         }
-        let scope = scope_of(&sides.memory.settings);
-        if statement.fits(&scope) {
-            return statement;
-        }
-        let anew = match self.state.settings_touched || !self.plain_strings {
-            true => sides.memory.statements.unshared(&statement.body),
-            false => sides.memory.statements.intern(&statement.body, &scope),
-        };
-        sides.memory.names.insert(name.clone(), anew.clone());
-        anew
-    }
-
-    /// Prepares a statement on the backend if it is not there.
-    fn bring(
-        &mut self,
-        name: &Name,
-        statement: &Arc<Statement>,
-        conn: &mut BackendConnection,
-        up: &mut Flow,
-    ) {
-        if self.is_here(statement.id, conn) {
-            return;
-        }
-        if conn.prepared.has(statement.id) {
-            self.evict(statement.id, conn, up);
-        }
-        self.make_room(statement.id, conn, up);
-        up.insert(&parse_message(statement.id, &statement.body));
+        self.make_room(statement.id, sides.conn, sides.up);
+        let parse = parse_message(statement.id, &statement.body);
         let note = Note {
             prepared: Some(statement.id),
             used: Some((name.clone(), statement.clone())),
             ..Note::default()
         };
-        self.send_noted(Expect::Parse, ReplyAction::Skip, note);
+        let push = |relay: &mut Self| relay.send_noted(Expect::Parse, ReplyAction::Skip, note);
+        let reading = has_literal(&statement.body).then_some(&statement.scope.reading);
+        let around = reading.and_then(|was| Around::reading(was, &now.reading, sides.conn));
+        self.insert_between(around, &parse, sides.up, push);
+        Some(statement)
     }
 
     fn make_room(&mut self, id: StatementId, conn: &mut BackendConnection, up: &mut Flow) {
@@ -353,6 +368,12 @@ impl Relay {
             if let Some(id) = note.evicted {
                 sides.conn.prepared.restore(id);
             }
+            if let Some(name) = note.sql_prepared {
+                sides.conn.sql_prepared.remove(&name);
+            }
+            if let Some((name, id)) = note.sql_gone {
+                sides.conn.sql_prepared.insert(name, id);
+            }
             if let Some(name) = note.named {
                 sides.memory.names.remove(&name);
             }
@@ -375,39 +396,27 @@ impl Relay {
     }
 }
 
-/// What else decides what a text means: prepared under another search_path, TimeZone or client_encoding, the same text is
-/// another statement.
-fn scope_of(settings: &Settings) -> BytesMut {
-    let mut scope = BytesMut::new();
-    for (name, value) in settings.iter().filter(|(name, _)| !is_harmless(name)) {
-        scope.extend_from_slice(name.as_bytes());
-        scope.extend_from_slice(b"=");
-        scope.extend_from_slice(value.as_bytes());
-        scope.extend_from_slice(b"\0");
-    }
-    scope
+/// The text has an EXECUTE in it.
+fn executes(body: &[u8]) -> bool {
+    effects_of(body).contains(Effects::SQL_EXECUTE)
 }
 
-/// Parameters that change nothing in how a text is parsed; all others are thought to.
-fn is_harmless(name: &str) -> bool {
-    matches!(
-        name,
-        "application_name"
-            | "work_mem"
-            | "maintenance_work_mem"
-            | "client_min_messages"
-            | "synchronous_commit"
-            | "extra_float_digits"
-            | "bytea_output"
-            | "jit"
-            | "statement_timeout"
-            | "lock_timeout"
-            | "idle_in_transaction_session_timeout"
-            | "idle_session_timeout"
-            | "default_transaction_isolation"
-            | "default_transaction_read_only"
-            | "default_transaction_deferrable"
-    ) || name.starts_with("log_")
-        || name.starts_with("enable_")
-        || name.contains('.')
+/// What is to be prepared anew where its names mean something else is another statement from then on: the first decides the
+/// shape of the rows.
+fn in_place(
+    name: &Name,
+    statement: Arc<Statement>,
+    now: &Scope,
+    sides: &mut Sides<'_>,
+) -> Arc<Statement> {
+    if statement.scope.place == now.place || sides.conn.prepared.has(statement.id) {
+        return statement;
+    }
+    let scope = Scope {
+        place: now.place.clone(),
+        reading: statement.scope.reading.clone(),
+    };
+    let anew = sides.memory.statements.intern(&statement.body, &scope);
+    sides.memory.names.insert(name.clone(), anew.clone());
+    anew
 }

@@ -5,6 +5,7 @@
 //! the same write as its first request; a session that asks keeps its backend from its next INSERT or nextval on. So the
 //! answer is right, or PostgreSQL's own error that there is none yet.
 
+use super::causes::Text;
 use super::{Relay, Sides};
 use crate::session::pin::PinReason;
 use crate::session::replies::Expect;
@@ -54,19 +55,14 @@ impl Relay {
     }
 
     /// What a text does with sequences, for a session that asks for their values.
-    pub(super) fn note_sequences(
-        &mut self,
-        effects: Effects,
-        frame: Option<&[u8]>,
-        asks: &mut bool,
-    ) {
+    pub(super) fn note_sequences(&mut self, effects: Effects, text: Text<'_>, asks: &mut bool) {
         if effects.contains(Effects::SEQUENCE_READ) {
             self.sequences.read = true;
             *asks = true;
         }
-        let inserts = || frame.is_none_or(|frame| contains_word(frame, b"insert"));
+        let inserts = || (text.whole()).is_none_or(|sql| contains_word(sql, b"insert"));
         if *asks && (effects.contains(Effects::SEQUENCE_WRITE) || inserts()) {
-            self.pin(PinReason::Sequence);
+            self.pin_by(PinReason::Sequence, text);
         }
     }
 

@@ -41,15 +41,15 @@ pub(super) struct StateLeft {
     /// Those that the survey has asked for.
     asked: BTreeSet<String>,
     /// What was changed went by in pieces, or its name was made up on the way: it can't be asked for.
-    unknown: bool,
+    pub(super) unknown: bool,
     /// Something ran whose text does not show what it does.
     opaque: bool,
     /// Parameters were reset.
     reset: bool,
     /// The same, of what the survey looks at.
-    explained: bool,
+    pub(super) explained: bool,
     was_reset: bool,
-    before_survey: PinReasons,
+    pub(super) before_survey: PinReasons,
     /// The survey has found what nobody's text explains: somebody's function has left it, unseen.
     pub(super) leaked: bool,
     surveyed_at: Option<Instant>,
@@ -57,6 +57,8 @@ pub(super) struct StateLeft {
     restore: bool,
     /// A text in flight may take statements away from the backend.
     doubtful: bool,
+    /// The transaction has changed settings: which a text was read under is not known.
+    pub(super) unsure: bool,
     /// DISCARD ALL has run; its ReadyForQuery has not come yet.
     discarding: bool,
 }
@@ -82,19 +84,9 @@ impl StateLeft {
 impl Relay {
     /// Reasons to keep the backend that have come up since the last call.
     pub(in crate::session) fn new_pins(&mut self) -> impl Iterator<Item = PinReason> + use<> {
-        let new = self.told_pins();
+        let new = self.kept();
         let told = std::mem::replace(&mut self.state.told, new);
         new.iter().filter(move |reason| !told.contains(*reason))
-    }
-
-    /// Reasons to keep the backend, as they are logged and counted: who listens may yet give it back.
-    pub(in crate::session) fn told_pins(&self) -> PinReasons {
-        let mut pins = self.state.pins;
-        let undecided = self.state.listening_touched || self.is_moving();
-        if undecided && !self.state.told.contains(PinReason::Listen) {
-            pins.remove(PinReason::Listen);
-        }
-        pins
     }
 
     /// Reasons to keep the backend.
@@ -106,6 +98,9 @@ impl Relay {
     pub(super) fn note_effects(&mut self, effects: Effects) {
         self.state.settings_touched |=
             effects.contains(Effects::MAY_SET) && self.hold != Hold::Session;
+        if effects.contains(Effects::MAY_CHANGE_MEANING) {
+            self.touch_meaning();
+        }
         self.state.reset |= effects.contains(Effects::RESET);
         self.state.opaque |= effects.contains(Effects::OPAQUE);
         self.state.doubtful |= effects.contains(Effects::MAY_RELEASE.union(Effects::OPAQUE));
@@ -202,7 +197,10 @@ impl Relay {
         if self.keeps_long_unnamed(sides) {
             // A query of ours would drop it.
             self.state.pins.insert(PinReason::UnnamedStatement);
-            return false;
+            if !self.filtered().contains(PinReason::UnnamedStatement) {
+                return false;
+            }
+            sides.memory.unnamed = Unnamed::None;
         }
         let wanted = match self.hold {
             // Nothing is to be known here but what RESET has to go back to.
@@ -226,6 +224,7 @@ impl Relay {
             self.state.before_survey = self.state.pins;
             self.state.explained = std::mem::take(&mut self.state.opaque);
             self.state.was_reset = std::mem::take(&mut self.state.reset) || self.state.explained;
+            self.state.unsure = self.settle_meaning();
             self.state.settings_touched = false;
             self.state.may_release = false;
             self.state.listening_touched = false;
@@ -259,6 +258,7 @@ impl Relay {
                     self.listening.found(found.channels);
                 }
                 self.learn_settings(found.settings, sides);
+                self.learn_sql_prepared(found.sql_prepared, sides);
             }
             None => {
                 self.state.custom.append(&mut self.state.asked);
@@ -267,6 +267,7 @@ impl Relay {
         }
         self.state.verified = self.state.pins;
         self.state.pins.insert_all(self.state.since_survey);
+        self.settle_causes();
     }
 
     /// What the server says is set is what the session has set; what it asked for at login and is not there any more has
@@ -274,7 +275,10 @@ impl Relay {
     fn learn_settings(&mut self, found: Settings, sides: &mut Sides<'_>) {
         let memory = &mut *sides.memory;
         // RESET leaves a custom parameter empty.
-        let found = found.without_empty(&memory.startup);
+        let found = match self.state.was_reset {
+            true => found.without_empty(&memory.startup),
+            false => found,
+        };
         // What is missing has been reset, or is not shown to another role.
         let hidden = found.has_role()
             && !self.state.was_reset
@@ -282,7 +286,9 @@ impl Relay {
         if self.state.unknown || hidden {
             // Not all that is set is known, or shown to another role.
             self.state.pins.insert(PinReason::Settings);
-            return;
+            if hidden || !self.filtered().contains(PinReason::Settings) {
+                return;
+            }
         }
         memory.settings = found.with_defaults(&memory.startup);
         sides.conn.applied = match self.state.was_reset && sides.conn.has_init_query() {
@@ -343,6 +349,8 @@ impl Relay {
         kept.into_iter()
             .for_each(|(name, statement)| names.insert(name, statement));
         sides.conn.prepared.clear();
+        sides.conn.sql_prepared.clear();
+        sides.memory.sql.clear();
         for id in self.replies.notes().filter_map(|note| note.prepared) {
             sides.conn.prepared.restore(id);
         }

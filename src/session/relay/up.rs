@@ -1,13 +1,22 @@
 //! Towards the backend: what the client has sent is examined and passed on.
 
+use super::causes::{Text, beginning_of};
 use super::names::Translated;
+use super::scope::Around;
+use super::sql_prepared::is_prepare_alone;
 use super::{Relay, RelayEnd, Scan, Sides};
-use crate::session::pin::PinReason;
-use crate::session::prepared::{Note, PARSE_LEN_MAX};
+use crate::backend::settings::Settings;
+use crate::session::memory::Memory;
+use crate::session::pin::{PinReason, PinReasons};
+use crate::session::prepared::{Name, Note, PARSE_LEN_MAX, Scope, Statement};
+use crate::session::reading::{has_literal, names_a_moment};
 use crate::session::replies::{Expect, ReplyAction};
-use crate::session::requests::{CLOSE_UNNAMED, Need, Next, RequestReader, Told, Unnamed, look};
+use crate::session::requests::{
+    CLOSE_UNNAMED, Kept, Need, Next, RequestReader, Told, Unnamed, look,
+};
 use crate::session::statement::{Effects, StatementReader};
 use crate::wire::frame::{HEADER_LEN, Header};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 impl Relay {
@@ -107,14 +116,24 @@ impl Relay {
             }
             let unread = sides.up.unread();
             let count = unread.len().min(self.requests.remaining());
+            self.causes.collect(&unread[..count]);
             let told = self
                 .requests
                 .read(&unread[..count], first, &mut sides.memory.unnamed);
             if let Some(told) = told {
                 let whole = first.then_some(&unread[..count]);
-                self.on_told(told, whole, &mut sides.memory.reads_sequences);
+                if let (Unnamed::Kept(_), Some(frame)) = (&sides.memory.unnamed, whole) {
+                    let settings = &sides.memory.settings;
+                    let kept = std::mem::take(&mut sides.memory.unnamed);
+                    sides.memory.unnamed = self.in_its_reading(kept, frame, settings);
+                }
+                self.on_told(told, whole, sides.memory);
             }
             sides.up.pass(count);
+            if self.requests.at_boundary() {
+                self.restore_behind_query(sides);
+                self.sync_behind_query(sides.up);
+            }
         }
         Ok(())
     }
@@ -146,13 +165,22 @@ impl Relay {
         }
         if matches!(header.tag, b'Q' | b'P') {
             self.before_text(header.frame_len(), sides.up);
+            self.before_sql_text(header, sides);
+        }
+        if header.tag == b'S' {
+            self.restore_before_sync(sides);
         }
         let note = self.note_unnamed(header, sides);
+        let note = match self.renamed.take() {
+            Some(used) => Some(note_used(note, used)),
+            None => note,
+        };
         if header.tag == b'F' {
             self.note_function(sides.up.unread());
         }
         self.queries += u32::from(matches!(header.tag, b'Q' | b'E' | b'F'));
         self.first_sent |= matches!(header.tag, b'Q' | b'S' | b'F');
+        self.causes.begin(header);
         let reader = StatementReader::new(self.plain_strings);
         self.requests
             .begin(header, reader, &mut sides.memory.unnamed);
@@ -168,11 +196,12 @@ impl Relay {
         let parse = is_unnamed_parse(header, sides.up.unread())
             || is_unnamed_close(header, sides.up.unread());
         if header.tag == b'B'
-            && let Unnamed::Kept(_, effects) = &sides.memory.unnamed
-            && effects.contains(Effects::MAY_SET)
+            && let Unnamed::Kept(kept) = &sides.memory.unnamed
+            && kept.effects.contains(Effects::MAY_SET | Effects::DISCARD)
         {
+            self.resets.note(kept.effects, Some(&kept.parse));
             // The name may be an argument. A Bind of another statement costs a question in vain.
-            self.note_effects(*effects);
+            self.note_text(kept.effects, Text::of_frame(&kept.parse));
             self.note_custom(sides.up.unread().get(..header.frame_len()), false);
         }
         if !parse && header.tag != b'Q' {
@@ -183,12 +212,10 @@ impl Relay {
         let certain = !parse && self.replies.is_settled();
         self.unnamed_here = true;
         self.state.pins.remove(PinReason::UnnamedStatement);
-        (!certain).then(|| {
-            Box::new(Note {
-                replaced_unnamed: Some(before),
-                ..Note::default()
-            })
-        })
+        match certain {
+            true => None,
+            false => note_replaced(before),
+        }
     }
 
     /// The function call protocol names functions by number: the large objects' own are known, any other may do anything.
@@ -198,8 +225,25 @@ impl Relay {
             .copied()
             .map(u32::from_be_bytes);
         // Without a number the server calls none.
-        if oid.is_some_and(|oid| !is_large_object_function(oid)) {
-            self.pin(PinReason::FunctionCall);
+        if let Some(oid) = oid.filter(|oid| !is_large_object_function(*oid)) {
+            self.pin_by_call(oid);
+        }
+    }
+
+    /// The unnamed statement that `frame` prepares, with what its literals are read under. Where the proxy can't know that, or
+    /// where they name the moment, no other backend can have it: there it is an error.
+    fn in_its_reading(&self, unnamed: Unnamed, frame: &[u8], settings: &Settings) -> Unnamed {
+        match unnamed {
+            // The name that it executes is another's business.
+            Unnamed::Kept(kept) if kept.effects.contains(Effects::SQL_EXECUTE) => Unnamed::None,
+            Unnamed::Kept(kept) if frame.get(HEADER_LEN) == Some(&0) && has_literal(frame) => {
+                if self.is_meaning_touched() || names_a_moment(frame) {
+                    return Unnamed::None;
+                }
+                let reading = Some(Scope::of(settings).reading);
+                Unnamed::Kept(Kept { reading, ..kept })
+            }
+            as_it_is => as_it_is,
         }
     }
 
@@ -207,47 +251,79 @@ impl Relay {
     /// else's is used.
     fn bring_unnamed(&mut self, sides: &mut Sides<'_>) {
         self.unnamed_here = true;
-        let note = Box::new(Note {
-            replaced_unnamed: Some(Unnamed::None),
-            ..Note::default()
-        });
-        match std::mem::take(&mut sides.memory.unnamed) {
-            Unnamed::Kept(parse, effects) => {
-                sides.up.insert(&parse);
-                self.note_effects(effects);
-                if effects.contains(Effects::MAY_SET) {
-                    self.note_custom(Some(&parse), effects.contains(Effects::OPAQUE));
-                }
-                sides.memory.unnamed = Unnamed::Kept(parse.clone(), effects);
-                let note = Box::new(Note {
-                    replaced_unnamed: Some(Unnamed::Kept(parse, effects)),
-                    ..*note
-                });
-                self.replies
-                    .push_noted(Expect::Parse, ReplyAction::Skip, Some(note));
-            }
-            Unnamed::None | Unnamed::TooLong => {
+        let before = std::mem::take(&mut sides.memory.unnamed);
+        let kept = match before {
+            Unnamed::Kept(kept) if kept.reading.is_none() || !self.is_meaning_touched() => kept,
+            _ => {
                 sides.up.insert(CLOSE_UNNAMED);
-                self.replies
-                    .push_noted(Expect::Close, ReplyAction::Skip, Some(note));
+                let note = note_replaced(Unnamed::None);
+                return self
+                    .replies
+                    .push_noted(Expect::Close, ReplyAction::Skip, note);
             }
+        };
+        let now = Scope::of(&sides.memory.settings).reading;
+        let note = note_replaced(Unnamed::Kept(kept.clone()));
+        let push = |relay: &mut Self| {
+            let action = ReplyAction::Skip;
+            relay.replies.push_noted(Expect::Parse, action, note);
+        };
+        let reading = kept.reading.as_ref();
+        let around = reading.and_then(|was| Around::reading(was, &now, sides.conn));
+        self.insert_between(around, &kept.parse, sides.up, push);
+        self.note_text(kept.effects, Text::of_frame(&kept.parse));
+        if kept.effects.contains(Effects::MAY_SET) {
+            let is_opaque = kept.effects.contains(Effects::OPAQUE);
+            self.note_custom(Some(&kept.parse), is_opaque);
         }
+        sides.memory.unnamed = Unnamed::Kept(kept);
     }
 
-    fn on_told(&mut self, told: Told, whole: Option<&[u8]>, asks: &mut bool) {
+    /// A text has passed; `whole` is its message, if that passed in one piece.
+    fn on_told(&mut self, told: Told, whole: Option<&[u8]>, memory: &mut Memory) {
+        let beginning = self.causes.take_beginning();
+        let text = match &beginning {
+            Some(beginning) => beginning_of(beginning),
+            None => whole.map_or(beginning_of(&[]), Text::of_frame),
+        };
         let effects = match told {
             Told::Text(effects) => effects,
             Told::Named(effects) => {
-                self.pin(PinReason::NamedStatement);
+                self.pin_by(PinReason::NamedStatement, text);
                 effects
             }
         };
-        self.note_effects(effects);
-        self.note_sequences(effects, whole, asks);
+        if let (Told::Text(_), Unnamed::TooLong) = (told, &memory.unnamed) {
+            // It will pin if it is still there at the end of its batch.
+            self.blame(PinReasons::of(PinReason::UnnamedStatement), text);
+        }
+        // What is only prepared does nothing yet.
+        let effects = match whole {
+            Some(frame) if is_prepare_alone(effects, frame) => Effects::SQL_PREPARE,
+            _ => effects,
+        };
+        self.note_text(effects, text);
+        self.resets.note(effects, whole);
+        self.note_sequences(effects, text, &mut memory.reads_sequences);
         if effects.contains(Effects::MAY_SET) {
             self.note_custom(whole, effects.contains(Effects::OPAQUE));
         }
     }
+}
+
+/// The note of a message that speaks of a statement by its name.
+fn note_used(note: Option<Box<Note>>, used: (Name, Arc<Statement>)) -> Box<Note> {
+    let mut note = note.unwrap_or_default();
+    note.used = Some(used);
+    note
+}
+
+/// Another unnamed statement takes the place of `before`.
+fn note_replaced(before: Unnamed) -> Option<Box<Note>> {
+    Some(Box::new(Note {
+        replaced_unnamed: Some(before),
+        ..Note::default()
+    }))
 }
 
 /// COMMIT, ROLLBACK and their kin, or what can't be told from its first word.

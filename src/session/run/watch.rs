@@ -1,11 +1,12 @@
 //! What is watched while a relay runs: orders from outside, pins, timings.
 
+use super::held::HeldPin;
 use super::{Ended, Session};
+use crate::backend::connection::BackendConnection;
 use crate::error::SqlState;
-use crate::metrics::{PinGuard, TransactionGuard};
+use crate::metrics::TransactionGuard;
 use crate::pool::{Lease, Pool};
 use crate::session::close::{CloseReason, error_message, idle_timeout, stopping, unheard};
-use crate::session::pin::PinReason;
 use crate::session::relay::{Relay, Sides};
 use crate::session::roster::{Order, Phase};
 use crate::wire::error_response::Severity;
@@ -22,7 +23,7 @@ pub(super) struct Watch {
     phase: Phase,
     shutdown: bool,
     in_transaction: Option<TransactionGuard>,
-    pins: Vec<(PinReason, PinGuard)>,
+    pins: Vec<HeldPin>,
 }
 
 impl Watch {
@@ -68,7 +69,7 @@ impl Watch {
             if let Poll::Ready(end) = polled {
                 return Poll::Ready(Ended::Relay(end));
             }
-            self.note_pins(relay, session, &pool);
+            self.note_pins(relay, session, lease.conn(), &pool);
             let fault = (session.memory.subscription.as_ref()).and_then(|it| it.fault());
             if let Some(fault) = fault.filter(|_| self.phase != Phase::Active) {
                 let (reason, words) = unheard(&fault);
@@ -116,20 +117,22 @@ impl Watch {
         session.control().enter(phase);
     }
 
-    fn note_pins(&mut self, relay: &mut Relay, session: &Session, pool: &Arc<Pool>) {
-        if self.phase == Phase::Active {
+    fn note_pins(
+        &mut self,
+        relay: &mut Relay,
+        session: &Session,
+        conn: &BackendConnection,
+        pool: &Arc<Pool>,
+    ) {
+        // Before, a transaction keeps the backend, and what may pin has not been confirmed.
+        if self.phase != Phase::Pinned {
             return;
         }
-        let pins = relay.told_pins();
-        self.pins.retain(|(reason, _)| pins.contains(*reason));
+        let pins = relay.kept();
+        self.pins.retain(|pin| pins.contains(pin.reason));
         for reason in relay.new_pins() {
-            if reason != PinReason::SessionMode {
-                tracing::info!(
-                    client = %session.client, pool = %pool.key(), reason = reason.label(),
-                    advice = reason.advice(), "session pinned"
-                );
-            }
-            self.pins.push((reason, pool.pinned(reason.label())));
+            let pin = HeldPin::begin(reason, relay, session, conn, pool);
+            self.pins.push(pin);
         }
     }
 

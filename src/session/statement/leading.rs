@@ -10,6 +10,8 @@ pub(super) struct Word<'a> {
     pub(super) name: &'a [u8],
     /// False if it is quoted, or a dot stands before or after it: then it is part of a name.
     pub(super) may_be_keyword: bool,
+    /// A dot stands before or after it.
+    pub(super) is_dotted: bool,
 }
 
 /// Where in one statement we are.
@@ -21,6 +23,7 @@ enum Place {
     /// EXPLAIN and its options so far, in parentheses or not.
     Explain,
     Set,
+    SetLocal,
     SetSession,
     /// SET name …: DEFAULT may follow.
     SetValue,
@@ -71,6 +74,12 @@ impl Leading {
         self.name(word.name);
         let keyword = if word.may_be_keyword { word.name } else { b"" };
         self.updates |= keyword == b"update";
+        // SET session AUTHORIZATION …, and whatever is no keyword of SET, names a parameter.
+        if matches!(self.place, Place::Set | Place::SetLocal | Place::SetSession)
+            && !(word.is_dotted || is_harmless(word.name))
+        {
+            self.effects |= Effects::MEANING;
+        }
         self.place = self.next(keyword);
     }
 
@@ -101,7 +110,7 @@ impl Leading {
     pub(super) fn end_statement(&mut self) {
         if self.updates && self.names_pg_settings {
             // The view has a rule that calls set_config (src/backend/catalog/system_views.sql).
-            self.effects |= Effects::SETTINGS;
+            self.effects |= Effects::SETTINGS | Effects::MEANING;
             self.sets = true;
         }
         if self.sets && self.string_with_pg_temp {
@@ -122,7 +131,7 @@ impl Leading {
         self.effects |= match name {
             b"set_config" => {
                 self.sets = true;
-                Effects::SETTINGS
+                Effects::SET_CONFIG
             }
             b"pg_settings" => {
                 self.names_pg_settings = true;
@@ -150,6 +159,7 @@ impl Leading {
             (Place::Explain, _) => self.explained(word),
             (
                 Place::Set
+                | Place::SetLocal
                 | Place::SetSession
                 | Place::SetValue
                 | Place::SetTime
@@ -194,15 +204,16 @@ impl Leading {
             b"prepare" => return Place::Prepare,
             b"start" => return Place::StartWord,
             b"commit" | b"end" | b"rollback" | b"abort" => return Place::End,
-            b"reset" => Effects::SETTINGS | Effects::RESET,
+            b"reset" => Effects::SETTINGS | Effects::RESET | Effects::MEANING,
             b"listen" => Effects::LISTEN,
             b"notify" => Effects::NOTIFY,
             b"load" => Effects::LOAD,
             b"begin" => Effects::TRANSACTION,
             b"do" | b"call" => Effects::OPAQUE,
             b"deallocate" => Effects::MAY_RELEASE | Effects::SQL_DEALLOCATE,
+            b"discard" => Effects::MAY_RELEASE | Effects::MEANING | Effects::DISCARD,
             b"unlisten" => Effects::MAY_RELEASE | Effects::UNLISTEN,
-            b"drop" | b"close" | b"discard" => Effects::MAY_RELEASE,
+            b"drop" | b"close" => Effects::MAY_RELEASE,
             _ => {
                 return match self.explained(word) {
                     Place::Explain => Place::Other,
@@ -227,7 +238,9 @@ impl Leading {
 
     fn next_of_set(&mut self, word: &[u8]) -> Place {
         match (self.place, word) {
-            (Place::Set, b"local" | b"transaction" | b"constraints") => Place::Other,
+            (Place::Set, b"transaction" | b"constraints") => Place::Other,
+            (Place::Set, b"local") => Place::SetLocal,
+            (Place::SetLocal, _) => Place::Other,
             (Place::Set | Place::SetSession, b"time") => {
                 self.found(Effects::SETTINGS, Place::SetTime)
             }
@@ -245,6 +258,18 @@ impl Leading {
         self.effects |= effects;
         place
     }
+}
+
+/// No parameter, or one that changes nothing in what a text means when it is prepared; all others are thought to.
+fn is_harmless(name: &[u8]) -> bool {
+    let keyword: &[&[u8]] = &[
+        b"local",
+        b"session",
+        b"transaction",
+        b"constraints",
+        b"characteristics",
+    ];
+    keyword.contains(&name) || std::str::from_utf8(name).is_ok_and(super::is_harmless)
 }
 
 /// `pg_temp` is the session's own schema, and so is one `pg_temp_…` with a number.

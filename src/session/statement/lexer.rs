@@ -460,6 +460,7 @@ impl Lexer {
             out.word(Word {
                 name: self.word.get(..self.word_len).unwrap_or_default(),
                 may_be_keyword: !(self.word_quoted || self.word_after_dot || dot_follows),
+                is_dotted: self.word_after_dot || dot_follows,
             });
         }
         self.word_after_dot = after_dot;

@@ -15,9 +15,66 @@ fn check(standard_conforming_strings: bool, cases: &[(&str, Effects)]) {
     for (text, expected) in cases {
         for piece in [1, 2, 3, 7, usize::MAX] {
             let told = read_as(standard_conforming_strings, text, piece);
-            assert_eq!(told, *expected, "{text} in pieces of {piece}");
+            // What these tables say of settings is said of set_config, too; meanings have a table of their own.
+            let settings = |effects: Effects| match effects.contains(Effects::SET_CONFIG) {
+                true => effects | Effects::SETTINGS,
+                false => effects,
+            };
+            let plain = |effects: Effects| {
+                settings(effects).without(Effects::SET_CONFIG.union(Effects::MEANING))
+            };
+            assert_eq!(plain(told), plain(*expected), "{text} in pieces of {piece}");
         }
     }
+}
+
+#[test]
+fn what_changes_the_meaning_of_texts() {
+    for (text, changes) in [
+        ("set datestyle = dmy", true),
+        ("set \"TimeZone\" = 'UTC'", true),
+        ("set local search_path = a", true),
+        ("set session timezone to 'UTC'", true),
+        ("set time zone 'UTC'", true),
+        ("set names 'latin1'", true),
+        ("set role x", true),
+        ("set session authorization x", true),
+        ("reset all", true),
+        ("discard all", true),
+        ("do $$ $$", true),
+        ("select set_config('work_mem', '1MB', true)", true),
+        ("update pg_settings set setting = 1", true),
+        (
+            "set session characteristics as transaction read only",
+            false,
+        ),
+        ("set local application_name = 'x'", false),
+        ("set work_mem = '1MB'", false),
+        ("set app.tenant = 1", false),
+        ("set local app . tenant = 1", false),
+        ("set local statement_timeout = 5", false),
+        ("set transaction read only", false),
+        ("select 1", false),
+    ] {
+        let told = read_as(true, text, usize::MAX);
+        assert_eq!(
+            told.contains(Effects::MAY_CHANGE_MEANING),
+            changes,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn set_config_for_a_transaction_leaves_nothing() {
+    let text = "select set_config('app.tenant', $1, true)";
+    let told = read_as(true, text, usize::MAX);
+    assert!(told.contains(Effects::MAY_SET));
+    let read = told.read_set_config(text.as_bytes());
+    assert!(!read.contains(Effects::MAY_SET) && read.contains(Effects::MEANING));
+    let lasting = "select set_config('a.b', $1, false)";
+    let told = read_as(true, lasting, usize::MAX);
+    assert_eq!(told.read_set_config(lasting.as_bytes()), told);
 }
 
 #[test]

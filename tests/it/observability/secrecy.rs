@@ -111,10 +111,13 @@ async fn a_password_that_differs_from_the_servers() {
 
 /// A session whose every message holds the word.
 async fn talk(client: &mut RawClient) {
-    client
-        .query(&format!("create temp table {MARKER} (x text)"))
-        .await;
+    // Names are told where they pin, literals never.
     for sql in [
+        "create temp table temporary (x text default 'MARKER')",
+        "select pg_advisory_lock(hashtext('MARKER'))",
+        "declare c cursor with hold for select E'\\'MARKER', $$MARKER$$, 'C:\\', 'MARKER'",
+        "set app.token = MARKER; listen another",
+        "call nothing('MARKER')",
         "select 'MARKER'",
         "insert into MARKER values ('MARKER')",
         "select 'MARKER'::int",
@@ -159,8 +162,22 @@ async fn what_clients_say_and_what_servers_answer() {
     let (db, role, _, proxy) = with_everything_logged("scram-sha-256").await;
     let password = format!("{MARKER} of the secret");
     let login = async || RawClient::login(proxy.address, &db.name, &role, &password, &[]).await;
+    db.execute(&format!(
+        "create table {MARKER} (x text); grant all on {MARKER} to {role};
+         create procedure nothing(x text) language sql as $$ select 1 $$"
+    ))
+    .await;
     let mut client = login().await;
     talk(&mut client).await;
+    eventually("the pins are logged", async || {
+        proxy.log().matches("session pinned").count() >= 6
+    })
+    .await;
+    let (_, page) = proxy.http("/pins").await;
+    assert!(
+        page.contains("advisory_lock") && !page.contains(MARKER),
+        "{page}"
+    );
     // The ways a session can end, each with the word at hand.
     client
         .send(&frames::query(&format!("select pg_sleep(60), '{MARKER}'")))

@@ -5,7 +5,7 @@ use crate::support::frames::{column, parse, sync, terminate};
 
 /// What there is to see in a session, as one row of text, but for the statements that all sessions share. (A setting of the application's own that was reset is '', in
 /// PostgreSQL too.)
-const LOOK: &str = "SELECT concat_ws(' | ',
+pub(super) const LOOK: &str = "SELECT concat_ws(' | ',
     current_setting('work_mem'), current_setting('application_name'), current_setting('search_path'),
     current_setting('TimeZone'), nullif(current_setting('app.user', true), ''), current_user, session_user,
     (SELECT count(*) FROM pg_prepared_statements WHERE name NOT LIKE 'pgsluice\\_%'),

@@ -1,14 +1,10 @@
 //! Batches of the extended protocol.
 
-use super::grammar::{Maker, Step};
-use crate::support::frames::{
-    bind, close_portal, close_statement, describe_portal, describe_statement, execute, flush,
-    parse, query, sync,
-};
+use super::Maker;
+use crate::two_worlds::script::{Message, Step};
 
-/// Texts to prepare, and how many arguments they take. No RESET: what it gives inside a transaction differs, and a batch
-/// is one.
-pub const TEXTS: &[(&str, usize)] = &[
+/// Texts to prepare, and how many arguments they take.
+const TEXTS: &[(&str, usize)] = &[
     ("SELECT v FROM t", 0),
     ("SELECT v FROM t", 0),
     ("SELECT current_user", 0),
@@ -31,6 +27,9 @@ pub const TEXTS: &[(&str, usize)] = &[
         0,
     ),
     ("SELECT '01/02/2020'::date", 0),
+    ("SELECT $1::date, $1::timestamptz", 1),
+    ("SELECT * FROM public.own_{tag}", 0),
+    ("INSERT INTO public.own_{tag} VALUES ($1)", 1),
     ("SELECT generate_series(1, 5)", 0),
     ("SELECT 1/0", 0),
     ("SELECT 10 / ($1::int - 7)", 1),
@@ -53,8 +52,8 @@ const CONTROL: &[&str] = &[
 pub struct Batch(pub Step);
 
 impl Batch {
-    fn say(&mut self, says: String, bytes: Vec<u8>) {
-        self.0.add(says, bytes);
+    fn add_message(&mut self, message: Message) {
+        self.0.0.push(message);
     }
 
     /// One batch, and its Sync.
@@ -62,15 +61,13 @@ impl Batch {
         let in_pipeline = names.len() > 3;
         if in_pipeline && maker.random.percent(15) {
             let sql =
-                maker
-                    .random
-                    .pick(&["SELECT v FROM t", "SET search_path = two", "SELECT 1/0"]);
-            return self.say(format!("Query {sql}"), query(sql));
+                (maker.random).pick(&["SELECT v FROM t", "SET search_path = two", "SELECT 1/0"]);
+            return self.add_message(Message::Query(sql.to_owned()));
         }
         if in_pipeline && maker.random.percent(20) {
             let sql = maker.random.pick(CONTROL);
             maker.arguments.insert("", 0);
-            self.say(format!("Parse '' {sql}"), parse("", sql));
+            self.add_message(Message::Parse(String::new(), sql.to_owned()));
             self.run(maker, "", 0);
         } else {
             for _ in 0..1 + maker.random.below(3) {
@@ -78,15 +75,15 @@ impl Batch {
                 self.part(maker, name);
             }
         }
-        self.say("Sync".to_owned(), sync());
+        self.add_message(Message::Sync);
     }
 
     fn part(&mut self, maker: &mut Maker<'_>, name: &'static str) {
         let known = maker.arguments.get(name).copied();
         match maker.random.below(if known.is_some() { 20 } else { 8 }) {
             0..5 => {
-                let (sql, count) = maker.text();
-                self.say(format!("Parse '{name}' {sql}"), parse(name, sql));
+                let (sql, count) = maker.random.pick(TEXTS);
+                self.add_message(Message::Parse(name.to_owned(), sql.to_owned()));
                 // Twice the same name is an error.
                 if known.is_none() || name.is_empty() {
                     maker.arguments.insert(name, count);
@@ -95,40 +92,36 @@ impl Batch {
                     self.run(maker, name, count);
                 }
             }
-            5 => self.say(format!("Describe '{name}'"), describe_statement(name)),
+            5 => self.add_message(Message::DescribeStatement(name.to_owned())),
             6 => {
                 maker.arguments.remove(name);
-                self.say(format!("Close '{name}'"), close_statement(name));
+                self.add_message(Message::CloseStatement(name.to_owned()));
             }
-            7 => self.say("Flush".to_owned(), flush()),
+            7 => self.add_message(Message::Flush),
             _ => self.run(maker, name, known.unwrap_or(0)),
         }
     }
 
     fn run(&mut self, maker: &mut Maker<'_>, name: &str, count: usize) {
         let random = &mut maker.random;
-        let portal = random.pick(&["", "", "", "p"]);
-        let count = if random.percent(5) {
-            1 - count.min(1)
-        } else {
-            count
+        let portal = random.pick(&["", "", "", "p"]).to_owned();
+        let count = match random.percent(5) {
+            true => 1 - count.min(1),
+            false => count,
         };
-        let values: Vec<&str> = (0..count).map(|_| random.pick(&["5", "7", "x"])).collect();
-        let says = format!("Bind '{portal}' to '{name}' {values:?}");
-        self.say(says, bind(portal, name, &values));
+        let values = (0..count).map(|_| random.pick(&["5", "7", "x", "02/03/2020"]).to_owned());
+        let values = values.collect();
+        self.add_message(Message::Bind(portal.clone(), name.to_owned(), values));
         if random.percent(40) {
-            self.say(
-                format!("Describe portal '{portal}'"),
-                describe_portal(portal),
-            );
+            self.add_message(Message::DescribePortal(portal.clone()));
         }
         let rows = random.pick(&[0, 0, 0, 2]);
-        self.say(format!("Execute '{portal}' {rows}"), execute(portal, rows));
+        self.add_message(Message::Execute(portal.clone(), rows));
         if rows > 0 && random.percent(50) {
-            self.say(format!("Execute '{portal}' {rows}"), execute(portal, rows));
+            self.add_message(Message::Execute(portal.clone(), rows));
         }
         if portal == "p" && random.percent(50) {
-            self.say("Close portal 'p'".to_owned(), close_portal("p"));
+            self.add_message(Message::ClosePortal(portal));
         }
     }
 }

@@ -1,0 +1,211 @@
+//! Statements of SQL's PREPARE on their way to the backend: prepared there before a text that may use them, and taken away
+//! before another session's first request. Names of the protocol's that a text speaks of by SQL are given the names
+//! that the backend knows.
+
+use super::names::Translated;
+use super::scope::Around;
+use super::{Relay, Sides};
+use crate::backend::connection::BackendConnection;
+use crate::session::memory::Memory;
+use crate::session::pin::PinReason;
+use crate::session::prepared::{Name, Note, PARSE_LEN_MAX, Scope, Statement};
+use crate::session::replies::{Expect, ReplyAction};
+use crate::session::sql_statements::{
+    SqlStatement, is_one_prepare, may_deallocate, may_use, names_used, quoted,
+};
+use crate::session::statement::Effects;
+use crate::wire::flow::Flow;
+use crate::wire::frame::{HEADER_LEN, Header};
+use crate::wire::from_backend::TxStatus;
+use crate::wire::to_backend;
+use bytes::BytesMut;
+use std::ops::Range;
+use std::sync::Arc;
+
+impl Relay {
+    /// At the start of a lease: what another session has prepared here goes, and what this one has meanwhile lost.
+    pub(super) fn clear_sql_prepared(
+        &mut self,
+        memory: &Memory,
+        conn: &mut BackendConnection,
+        up: &mut Flow,
+    ) {
+        let is_own = |name: &str, id| memory.sql.find(name).is_some_and(|own| own.id == id);
+        let gone = conn.sql_prepared.extract(|name, id| !is_own(name, id));
+        if gone.is_empty() {
+            return;
+        }
+        let sql: String = gone
+            .iter()
+            .map(|name| format!("DEALLOCATE {};", quoted(name)))
+            .collect();
+        self.insert_query(&sql, Expect::Query, up);
+    }
+
+    /// A text is about to be sent: it begins the unread bytes.
+    pub(super) fn before_sql_text(&mut self, header: Header, sides: &mut Sides<'_>) {
+        if sides.memory.sql.is_empty() {
+            return;
+        }
+        let come = header.frame_len().min(sides.up.unread().len());
+        let text = &sides.up.unread()[HEADER_LEN.min(come)..come];
+        // One that has not come whole is not read.
+        let uses = header.frame_len() > PARSE_LEN_MAX || may_use(text);
+        let alone = header.tag == b'Q' && !self.replies.is_batch_open();
+        if uses {
+            // What is used stays; what this takes away the server will tell.
+            self.state.settings_touched |= may_deallocate(text);
+            self.bring_sql_prepared(sides);
+            self.sync_behind |= alone && self.replies.is_batch_open();
+        }
+    }
+
+    /// Prepares what the backend lacks. Whatever is executed may do what any of them does.
+    pub(super) fn bring_sql_prepared(&mut self, sides: &mut Sides<'_>) {
+        let all: Vec<(String, Arc<SqlStatement>)> = (sides.memory.sql.iter())
+            .map(|(name, statement)| (name.clone(), statement.clone()))
+            .collect();
+        for (_, statement) in &all {
+            self.note_effects(statement.effects);
+            if statement.effects.contains(Effects::MAY_SET) {
+                self.note_custom(Some(statement.text.as_bytes()), false);
+            }
+        }
+        // Nothing is looked at but what ends the transaction, and nothing before the next Sync.
+        if sides.conn.status == TxStatus::Failed || self.replies.is_skipping() {
+            return;
+        }
+        for (name, statement) in all {
+            if sides.conn.sql_prepared.id(&name) == Some(statement.id) {
+                continue;
+            }
+            if let Some(id) = sides.conn.sql_prepared.remove(&name) {
+                let note = Note {
+                    sql_gone: Some((name.clone(), id)),
+                    ..Note::default()
+                };
+                let sql = format!("DEALLOCATE {}", quoted(&name));
+                self.insert_own_between(None, &sql, note, sides.up);
+            }
+            sides.conn.sql_prepared.insert(name.clone(), statement.id);
+            let note = Note {
+                sql_prepared: Some(name),
+                ..Note::default()
+            };
+            let now = Scope::of(&sides.memory.settings).reading;
+            let was = statement.reading.as_ref();
+            let around = was.and_then(|was| Around::reading(was, &now, sides.conn));
+            self.insert_own_between(around, &statement.text, note, sides.up);
+        }
+    }
+
+    /// A simple query has passed behind messages of ours that have no Sync: if one of them fails, the server looks at nothing
+    /// before this Sync, and its ReadyForQuery is the query's.
+    pub(super) fn sync_behind_query(&mut self, up: &mut Flow) {
+        if std::mem::take(&mut self.sync_behind) {
+            let mut sync = BytesMut::new();
+            to_backend::sync(&mut sync);
+            up.insert(&sync);
+            self.replies.push(Expect::Sync, ReplyAction::Skip);
+        }
+    }
+
+    /// What the server says is prepared by SQL on this backend.
+    pub(super) fn learn_sql_prepared(
+        &mut self,
+        found: Vec<(String, String)>,
+        sides: &mut Sides<'_>,
+    ) {
+        let (here, sql) = (&mut sides.conn.sql_prepared, &mut sides.memory.sql);
+        for name in here.extract(|name, _| !found.iter().any(|(other, _)| other == name)) {
+            sql.remove(&name);
+        }
+        let may_have_prepared =
+            self.state.explained || self.state.before_survey.contains(PinReason::SqlPrepare);
+        let reading = (!self.state.unsure).then_some(&sides.memory.settings);
+        for (name, text) in found {
+            let known = here.id(&name).is_some_and(|id| {
+                let known = sql.find(&name).filter(|known| known.id == id);
+                known.is_some_and(|known| known.text == text)
+            });
+            if !known {
+                self.state.leaked |= !may_have_prepared;
+                let id = sides.memory.statements.next_id();
+                sql.insert(id, &name, &text, reading);
+                here.insert(name, id);
+            }
+        }
+        let stays = |(name, statement): (&String, &Arc<SqlStatement>)| {
+            !statement.follows && here.id(name) == Some(statement.id)
+        };
+        match sql.iter().any(stays) {
+            true => self.state.pins.insert(PinReason::SqlPrepare),
+            false => self.state.pins.remove(PinReason::SqlPrepare),
+        }
+    }
+
+    /// SQL's EXECUTE or PREPARE of a name of the protocol's: the text is given the name that the backend knows. `None`: the
+    /// text speaks of none.
+    pub(super) fn rename_in_text(
+        &mut self,
+        header: Header,
+        sides: &mut Sides<'_>,
+    ) -> Option<Translated> {
+        if sides.memory.names.is_empty() || !matches!(header.tag, b'Q' | b'P') {
+            return None;
+        }
+        let frame = sides.up.unread().get(..header.frame_len())?;
+        let text = text_of(frame)?;
+        let names = &sides.memory.names;
+        let used: Vec<(Range<usize>, Name, Arc<Statement>)> = names_used(&frame[text.clone()])
+            .into_iter()
+            .filter_map(|(at, name)| {
+                let statement = names.find(&name)?.clone();
+                Some((text.start + at.start..text.start + at.end, name, statement))
+            })
+            .collect();
+        if used.is_empty() {
+            return None;
+        }
+        if self.must_wait() {
+            self.held = true;
+            return Some(Translated::Incomplete);
+        }
+        let alone = header.tag == b'Q' && !self.replies.is_batch_open();
+        let mut message = BytesMut::from(frame);
+        for (at, name, statement) in used.into_iter().rev() {
+            let Some(statement) = self.bring(&name, statement, sides) else {
+                return Some(Translated::Incomplete);
+            };
+            self.note_effects(statement.effects);
+            let behind = message.split_off(at.end);
+            message.truncate(at.start);
+            message.extend_from_slice(statement.id.name().as_bytes());
+            message.unsplit(behind);
+            self.renamed = Some((name, statement));
+        }
+        let len = (message.len() - 1) as u32; // PARSE_LEN_MAX and some names
+        message[1..HEADER_LEN].copy_from_slice(&len.to_be_bytes());
+        sides.up.replace(header.frame_len(), &message);
+        self.sync_behind |= alone && self.replies.is_batch_open();
+        // It is looked at again, and speaks of no name of the protocol's then.
+        Some(Translated::Whole)
+    }
+}
+
+/// The frame's text is a PREPARE and nothing else.
+pub(super) fn is_prepare_alone(effects: Effects, frame: &[u8]) -> bool {
+    let text = || std::str::from_utf8(frame.get(text_of(frame)?)?).ok();
+    effects.contains(Effects::SQL_PREPARE) && text().is_some_and(is_one_prepare)
+}
+
+/// Where the text of a Query or a Parse stands in its frame.
+fn text_of(frame: &[u8]) -> Option<Range<usize>> {
+    let body = frame.get(HEADER_LEN..)?;
+    let start = match frame[0] {
+        b'P' => body.iter().position(|&byte| byte == 0)? + 1,
+        _ => 0,
+    };
+    let len = body[start..].iter().position(|&byte| byte == 0)?;
+    Some(HEADER_LEN + start..HEADER_LEN + start + len)
+}
