@@ -19,7 +19,7 @@ build:
 	$(CARGO) build --release --locked
 
 test:
-	tests/install.sh postgres drivers lint
+	tests/install.sh postgres drivers regress lint
 	python3 tests/all.py $(ONLY)
 
 lint:

@@ -53,6 +53,7 @@ STEPS = {
     "release build": RELEASE,
     "drivers": [sys.executable, "tests/drivers/run.py"],
     "load": [sys.executable, "tests/load/run.py"],
+    "regress": [sys.executable, "tests/transparency/regress.py"],
 }
 
 SUBJECTS = {
@@ -60,7 +61,7 @@ SUBJECTS = {
     "core": ["unit", "integration"],
     "drivers": ["release build", "drivers"],
     "load": ["release build", "load"],
-    "transparency": ["relay", "release build", "drivers"],
+    "transparency": ["relay", "release build", "drivers", "regress"],
     "credentials": ["login"],
     "resilience": ["faults", "release build", "load"],
     "operators": ["operation"],
@@ -68,7 +69,7 @@ SUBJECTS = {
     "cache": [],
 }
 
-ALL = [*SUBJECTS["lint"], "cargo test", "release build", "drivers", "load"]
+ALL = [*SUBJECTS["lint"], "cargo test", "release build", "drivers", "load", "regress"]
 
 
 def why_not(name):

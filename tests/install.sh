@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need, by package name. Quick when all of it is there.
 #
-#   tests/install.sh [postgres] [drivers] [bench] [lint]      no argument: all four
+#   tests/install.sh [postgres] [drivers] [regress] [bench] [lint]      no argument: all five
 #
 # Works as root, or as a user who may sudo. Leaves no service running and no database cluster behind.
 set -euo pipefail
@@ -116,6 +116,12 @@ install_drivers() {
     command -v javac >/dev/null || apt_install default-jdk-headless
 }
 
+install_regress() {
+    install_postgres
+    need dpkg-dev bzip2 xz-utils
+    tests/transparency/fetch_regress.sh
+}
+
 install_bench() {
     install_postgres
     need strace
@@ -130,14 +136,15 @@ install_lint() {
     command -v shellcheck >/dev/null || apt_install shellcheck
 }
 
-[ $# -gt 0 ] || set -- postgres drivers bench lint
+[ $# -gt 0 ] || set -- postgres drivers regress bench lint
 for part in "$@"; do
     case $part in
         postgres) install_postgres ;;
         drivers) install_drivers ;;
+        regress) install_regress ;;
         bench) install_bench ;;
         lint) install_lint ;;
-        *) fail "unknown part '$part': postgres, drivers, bench, lint" ;;
+        *) fail "unknown part '$part': postgres, drivers, regress, bench, lint" ;;
     esac
 done
 say "ready: $*"

@@ -22,10 +22,13 @@ impl fmt::Display for StatementId {
     }
 }
 
-/// The statements of one backend, the least recently used known.
+/// The statements of one backend, the least recently used known. Each has a name there, by number: at first its own, or
+/// that of another which turned out to be the same.
 pub struct PreparedHere {
-    statements: LruCache<StatementId, ()>,
+    names: LruCache<StatementId, StatementId>,
     most: usize,
+    /// Names that nobody uses, not yet closed.
+    unused: Vec<StatementId>,
 }
 
 impl PreparedHere {
@@ -33,8 +36,9 @@ impl PreparedHere {
     pub fn new(most: usize) -> Self {
         Self {
             // Bounded by `most`; a cache with a capacity of its own would drop what the server still has.
-            statements: LruCache::unbounded(),
+            names: LruCache::unbounded(),
             most,
+            unused: Vec::new(),
         }
     }
 
@@ -43,37 +47,59 @@ impl PreparedHere {
         NonZeroUsize::new(self.most).is_some()
     }
 
-    /// It is here: then it has just been used.
-    pub fn touch(&mut self, id: StatementId) -> bool {
-        self.statements.get(&id).is_some()
+    /// Its name here: then it has just been used.
+    pub fn touch(&mut self, id: StatementId) -> Option<StatementId> {
+        self.names.get(&id).copied()
     }
 
     /// It is here; that is no use of it.
     pub fn has(&self, id: StatementId) -> bool {
-        self.statements.contains(&id)
+        self.names.contains(&id)
     }
 
-    /// It is on its way here. Returns the one that must go for it.
-    pub fn insert(&mut self, id: StatementId) -> Option<StatementId> {
-        let full = self.statements.len() >= self.most && !self.statements.contains(&id);
-        let evicted = full.then(|| self.statements.pop_lru()).flatten();
-        self.statements.put(id, ());
-        evicted.map(|(id, ())| id)
+    /// It is on its way here, under its own name. Returns the one that must go for it, and its name.
+    pub fn insert(&mut self, id: StatementId) -> Option<(StatementId, StatementId)> {
+        let full = self.names.len() >= self.most && !self.names.contains(&id);
+        let evicted = full.then(|| self.names.pop_lru()).flatten();
+        self.names.put(id, id);
+        evicted
     }
 
     /// One that was to go is still here.
-    pub fn restore(&mut self, id: StatementId) {
-        self.statements.put(id, ());
+    pub fn restore(&mut self, id: StatementId, name: StatementId) {
+        self.names.put(id, name);
     }
 
-    /// It is not here after all.
-    pub fn remove(&mut self, id: StatementId) {
-        self.statements.pop(&id);
+    /// It is not here after all; its name.
+    pub fn remove(&mut self, id: StatementId) -> Option<StatementId> {
+        self.names.pop(&id)
+    }
+
+    /// `fresh` is the same as `known`: what is here of it serves for that, or for nothing.
+    pub fn adopt(&mut self, known: StatementId, fresh: StatementId) {
+        let Some(name) = self.names.pop(&fresh) else {
+            return;
+        };
+        match self.names.contains(&known) {
+            true => self.unused.push(name),
+            false => _ = self.names.put(known, name),
+        }
+    }
+
+    /// A name that nobody uses.
+    pub fn add_unused(&mut self, name: StatementId) {
+        self.unused.push(name);
+    }
+
+    /// The names that nobody uses, to be closed now.
+    pub fn take_unused(&mut self) -> Vec<StatementId> {
+        std::mem::take(&mut self.unused)
     }
 
     /// None is left.
     pub fn clear(&mut self) {
-        self.statements.clear();
+        self.names.clear();
+        self.unused.clear();
     }
 }
 
@@ -120,11 +146,27 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(StatementId);
         let mut here = PreparedHere::new(2);
         assert_eq!((here.insert(a), here.insert(b)), (None, None));
-        assert!(here.touch(a));
-        assert_eq!(here.insert(c), Some(b));
-        assert!(here.touch(a) && here.touch(c) && !here.touch(b));
+        assert_eq!(here.touch(a), Some(a));
+        assert_eq!(here.insert(c), Some((b, b)));
+        assert!(here.has(a) && here.has(c) && !here.has(b));
         assert_eq!(here.insert(c), None, "it is here already");
         here.clear();
-        assert!(!here.touch(a));
+        assert!(!here.has(a));
+    }
+
+    #[test]
+    fn what_is_the_same_keeps_one_name() {
+        let [known, fresh, again] = [1, 2, 3].map(StatementId);
+        let mut here = PreparedHere::new(9);
+        here.insert(fresh);
+        here.adopt(known, fresh);
+        assert_eq!(here.touch(known), Some(fresh));
+        here.insert(again);
+        here.adopt(known, again);
+        assert_eq!(here.touch(known), Some(fresh));
+        assert_eq!(here.take_unused(), [again]);
+        assert_eq!(here.remove(known), Some(fresh));
+        here.adopt(known, fresh);
+        assert_eq!((here.touch(known), here.take_unused()), (None, vec![]));
     }
 }

@@ -1,5 +1,6 @@
 //! The metric families: names, help texts, labels.
 
+use super::listen::ListenFamilies;
 use prometheus::core::Collector;
 use prometheus::{
     CounterVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
@@ -11,7 +12,7 @@ const BUCKETS: &[f64] = &[
     5.0, 10.0, 30.0, 60.0,
 ];
 
-const POOL: &[&str] = &["target", "role", "database", "user"];
+pub(super) const POOL: &[&str] = &["target", "role", "database", "user"];
 const SESSION: &[&str] = &["endpoint", "database", "user"];
 
 /// All families.
@@ -57,15 +58,8 @@ pub(super) struct PinFamilies {
     pub(super) filtered: IntCounterVec,
 }
 
-/// What listening without a database connection is counted in.
-pub(super) struct ListenFamilies {
-    pub(super) listeners: IntGaugeVec,
-    pub(super) listening: IntGaugeVec,
-    pub(super) notifications: IntCounterVec,
-}
-
 /// Registers families. The names and labels are constants, so registering them can't fail.
-struct Registrar<'a>(&'a Registry);
+pub(super) struct Registrar<'a>(&'a Registry);
 
 #[allow(clippy::expect_used)] // constants: a test renders them all
 impl Registrar<'_> {
@@ -77,14 +71,14 @@ impl Registrar<'_> {
         family
     }
 
-    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    pub(super) fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(
             Opts::new(format!("pgsluice_{name}"), help),
             labels,
         ))
     }
 
-    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    pub(super) fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(
             Opts::new(format!("pgsluice_{name}"), help),
             labels,
@@ -222,28 +216,6 @@ impl PoolFamilies {
                 POOL,
             ),
             listen: ListenFamilies::register(r),
-        }
-    }
-}
-
-impl ListenFamilies {
-    fn register(r: &Registrar<'_>) -> Self {
-        Self {
-            listeners: r.gauge(
-                "listeners",
-                "Database connections that listen for all sessions of their database; they count as borrowed.",
-                POOL,
-            ),
-            listening: r.gauge(
-                "listening_sessions",
-                "Sessions that listen through a shared listener, without a database connection of their own.",
-                POOL,
-            ),
-            notifications: r.counter(
-                "notifications_total",
-                "Notifications put before sessions by shared listeners, once for each session.",
-                POOL,
-            ),
         }
     }
 }

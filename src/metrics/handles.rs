@@ -1,6 +1,7 @@
 //! Handles with their labels resolved, and guards that count something for as long as it lives.
 
 use super::families::{Families, PinFamilies};
+use super::listen::ListenMetrics;
 use prometheus::{Counter, Histogram, IntCounter, IntCounterVec, IntGauge};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -121,10 +122,10 @@ impl EndpointMetrics {
 
 /// Adds one to a gauge while it lives.
 #[derive(Debug)]
-struct Counted(IntGauge);
+pub(super) struct Counted(IntGauge);
 
 impl Counted {
-    fn new(gauge: &IntGauge) -> Self {
+    pub(super) fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
@@ -144,10 +145,6 @@ pub struct WaitingGuard(#[allow(dead_code)] Counted);
 
 /// A backend inside a transaction block.
 pub struct TransactionGuard(#[allow(dead_code)] Counted);
-
-/// A listener, or a session that has one.
-#[derive(Debug)]
-pub struct ListenGuard(#[allow(dead_code)] Counted);
 
 /// A pinned backend.
 pub struct PinGuard {
@@ -254,9 +251,8 @@ pub struct PoolMetrics {
     states: Arc<[[IntGauge; 2]; 4]>,
     pin: PinFamilies,
     replays: IntCounter,
-    listeners: IntGauge,
-    listening: IntGauge,
-    notifications: IntCounter,
+    /// What it does with listening.
+    pub listen: ListenMetrics,
     pin_handles: Mutex<HashMap<&'static str, PinHandles>>,
     up: IntGauge,
 }
@@ -294,13 +290,7 @@ impl PoolMetrics {
             states: Arc::new(states),
             pin: families.pool.pin.clone(),
             replays: families.pool.replays.with_label_values(&labels),
-            listeners: families.pool.listen.listeners.with_label_values(&labels),
-            listening: families.pool.listen.listening.with_label_values(&labels),
-            notifications: families
-                .pool
-                .listen
-                .notifications
-                .with_label_values(&labels),
+            listen: ListenMetrics::new(&families.pool.listen, &labels),
             pin_handles: Mutex::default(),
             up: families.pool.up.with_label_values(&[target, ROLE]),
         }
@@ -358,16 +348,11 @@ impl PoolMetrics {
             &families.pool.waiting,
             &families.pool.borrowed,
             &families.pool.in_transaction,
-            &families.pool.listen.listeners,
-            &families.pool.listen.listening,
         ] {
             let _ = family.remove_label_values(&labels);
         }
-        for family in [
-            &families.pool.requests,
-            &families.pool.replays,
-            &families.pool.listen.notifications,
-        ] {
+        families.pool.listen.forget(&labels);
+        for family in [&families.pool.requests, &families.pool.replays] {
             let _ = family.remove_label_values(&labels);
         }
         let _ = families.pool.borrow_seconds.remove_label_values(&labels);
@@ -390,21 +375,6 @@ impl PoolMetrics {
     /// A session's settings were given to another backend.
     pub fn replayed(&self) {
         self.replays.inc();
-    }
-
-    /// A backend listens for others, until the guard is dropped.
-    pub fn listener(&self) -> ListenGuard {
-        ListenGuard(Counted::new(&self.listeners))
-    }
-
-    /// A session listens without a backend, until the guard is dropped.
-    pub fn listening(&self) -> ListenGuard {
-        ListenGuard(Counted::new(&self.listening))
-    }
-
-    /// Notifications were put before sessions.
-    pub fn notified(&self, count: usize) {
-        self.notifications.inc_by(count as u64);
     }
 
     /// A backend is being made; counted until the gauge is dropped.

@@ -5,11 +5,13 @@
 
 mod families;
 mod handles;
+mod listen;
 
 pub use handles::{
-    BackendGauge, BackendState, ClientGauge, EndpointMetrics, ListenGuard, PinGuard, PoolMetrics,
+    BackendGauge, BackendState, ClientGauge, EndpointMetrics, PinGuard, PoolMetrics,
     SessionMetrics, SetupResult, TargetMetrics, TransactionGuard, WaitingGuard,
 };
+pub use listen::{ListenGuard, ListenMetrics};
 
 use families::Families;
 use prometheus::{Encoder, Registry, TextEncoder};

@@ -207,17 +207,17 @@ impl Pool {
 
     /// Counts a backend that listens for all sessions of its database until dropped.
     pub fn listener(&self) -> ListenGuard {
-        self.metrics.listener()
+        self.metrics.listen.listener()
     }
 
     /// Counts a session that listens without a backend until dropped.
     pub fn listening(&self) -> ListenGuard {
-        self.metrics.listening()
+        self.metrics.listen.listening()
     }
 
     /// Counts notifications put before sessions.
     pub fn notified(&self, count: usize) {
-        self.metrics.notified(count);
+        self.metrics.listen.notified(count);
     }
 
     pub(super) fn metrics(&self) -> &PoolMetrics {

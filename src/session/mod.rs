@@ -28,6 +28,7 @@ pub mod replies;
 pub mod requests;
 pub mod roster;
 mod run;
+mod shape;
 mod sql_statements;
 pub mod statement;
 pub mod survey;

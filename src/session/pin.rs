@@ -21,7 +21,7 @@ pub enum PinReason {
     Listen,
     /// A session-level advisory lock.
     AdvisoryLock,
-    /// LOAD.
+    /// A library: LOAD, or a function in C made.
     Load,
     /// A function was called by its number (the protocol's FunctionCall): what it does can't be told.
     FunctionCall,

@@ -8,16 +8,20 @@
 //! one is an error. What has been sent but not yet answered is a [`Note`]; if the server never carries it out (an error
 //! earlier in the batch), the note is undone. Pure: no I/O.
 
-use super::requests::{NAMES_LEN_MAX, Unnamed};
+mod messages;
+
+pub use messages::{Named, close_message, describe_message, named, parse_message, renamed_front};
+
+use super::requests::Unnamed;
+use super::shape::Shape;
 use super::statement::{Effects, StatementReader, is_harmless};
 use crate::backend::prepared::StatementId;
 use crate::backend::settings::Settings;
-use crate::wire::frame::{HEADER_LEN, Header};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// The longest Parse, header included, that is multiplexed; a longer one stays on its backend, and so does its session.
 pub const PARSE_LEN_MAX: usize = 32 * 1024;
@@ -27,6 +31,9 @@ const CLIENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What an entry costs beside its texts, about.
 const ENTRY_BYTES: usize = 256;
+
+/// The body of a Parse of an empty text, which no server refuses.
+pub const EMPTY: &[u8] = b"\0\0\0";
 
 /// What a client called a statement.
 pub type Name = Box<[u8]>;
@@ -42,7 +49,9 @@ pub struct Statement {
     pub effects: Effects,
     /// What decided its meaning when it was prepared.
     pub scope: Scope,
-    hash: u64,
+    /// What the server made of it, once it has said so.
+    shape: OnceLock<Shape>,
+    hash: OnceLock<u64>,
     store: Weak<StatementStore>,
 }
 
@@ -103,9 +112,25 @@ impl StatementStore {
         self.by_hash.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The statement of this text under this scope.
-    pub fn intern(self: &Arc<Self>, body: &[u8], scope: &Scope) -> Arc<Statement> {
-        let hash = self.hasher.hash_one((body, scope));
+    /// A statement that a client is preparing; it is nobody else's before its shape is known.
+    pub fn fresh(self: &Arc<Self>, body: &[u8], scope: Scope) -> Arc<Statement> {
+        Arc::new(Statement {
+            id: StatementId(self.next_id()),
+            body: Bytes::copy_from_slice(body),
+            effects: effects_of(body),
+            scope,
+            shape: OnceLock::new(),
+            hash: OnceLock::new(),
+            store: Arc::downgrade(self),
+        })
+    }
+
+    /// A statement's shape is known: the one that is the same in everything, which may be this one.
+    pub fn share(self: &Arc<Self>, statement: &Arc<Statement>, shape: Shape) -> Arc<Statement> {
+        let hash = (self.hasher).hash_one((&statement.body, &statement.scope, &shape));
+        if statement.shape.set(shape).is_err() {
+            return statement.clone();
+        }
         let candidates: Vec<Arc<Statement>>; // dropped after the lock is free
         let mut all = self.lock();
         let same_hash = all.entry(hash).or_default();
@@ -113,38 +138,21 @@ impl StatementStore {
             .iter()
             .filter_map(|known| known.statement.upgrade())
             .collect();
-        let same = |known: &&Arc<Statement>| known.body == body && known.scope == *scope;
-        if let Some(known) = candidates.iter().find(same) {
+        if let Some(known) = candidates.iter().find(|known| known.is_same(statement)) {
             return known.clone();
         }
-        let made = self.make(body, scope, hash);
+        // Set by whom has set its shape alone.
+        _ = statement.hash.set(hash);
         same_hash.push(Known {
-            id: made.id,
-            statement: Arc::downgrade(&made),
+            id: statement.id,
+            statement: Arc::downgrade(statement),
         });
-        made
+        statement.clone()
     }
 
     /// A number that no other statement has.
     pub fn next_id(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn make(self: &Arc<Self>, body: &[u8], scope: &Scope, hash: u64) -> Arc<Statement> {
-        Arc::new(Statement {
-            id: StatementId(self.next_id()),
-            body: Bytes::copy_from_slice(body),
-            effects: effects_of(body),
-            scope: scope.clone(),
-            hash,
-            store: Arc::downgrade(self),
-        })
-    }
-
-    /// Whoever prepares the text from now on gets another statement: the server refuses this one's plan for good
-    /// ("cached plan must not change result type").
-    pub fn retire(&self, statement: &Statement) {
-        self.forget(statement.hash, statement.id);
     }
 
     fn forget(&self, hash: u64, id: StatementId) {
@@ -168,10 +176,21 @@ impl StatementStore {
     }
 }
 
+impl Statement {
+    /// What the server made of it.
+    pub fn shape(&self) -> Option<&Shape> {
+        self.shape.get()
+    }
+
+    fn is_same(&self, other: &Statement) -> bool {
+        self.body == other.body && self.scope == other.scope && self.shape() == other.shape()
+    }
+}
+
 impl Drop for Statement {
     fn drop(&mut self) {
-        if let Some(store) = self.store.upgrade() {
-            store.forget(self.hash, self.id);
+        if let (Some(store), Some(hash)) = (self.store.upgrade(), self.hash.get()) {
+            store.forget(*hash, self.id);
         }
     }
 }
@@ -228,19 +247,48 @@ impl Names {
     }
 }
 
+/// A statement in use, as an error may speak of it.
+#[derive(Clone, Debug)]
+pub struct Used {
+    /// The client's name for it.
+    pub name: Name,
+    /// What it is.
+    pub statement: Arc<Statement>,
+    /// The backend's name for it.
+    pub known_as: StatementId,
+    /// It can't be had any more as the client knows it.
+    pub is_stale: bool,
+}
+
+impl Used {
+    /// One that is what its client knows.
+    pub fn plain(name: Name, statement: Arc<Statement>, known_as: StatementId) -> Self {
+        Self {
+            name,
+            statement,
+            known_as,
+            is_stale: false,
+        }
+    }
+}
+
 /// What a message in flight has changed in the proxy's memory, and what its error means.
 #[derive(Debug, Default)]
 pub struct Note {
     /// The backend is getting this statement.
     pub prepared: Option<StatementId>,
-    /// The backend is losing this statement.
-    pub evicted: Option<StatementId>,
+    /// The backend is losing this statement, of this name there.
+    pub evicted: Option<(StatementId, StatementId)>,
     /// The client's name that is getting its meaning.
     pub named: Option<Name>,
     /// The client's name that is losing its meaning.
     pub unnamed: Option<(Name, Arc<Statement>)>,
-    /// The client's name for the statement that is being used.
-    pub used: Option<(Name, Arc<Statement>)>,
+    /// The statement that is being used.
+    pub used: Option<Used>,
+    /// The statement whose shape the answer tells, and the name that it was prepared for, if it was by its client.
+    pub described: Option<(Arc<Statement>, Option<Name>)>,
+    /// A name on the backend that nobody uses is being closed.
+    pub closed: Option<StatementId>,
     /// The client's unnamed statement before this message took its place.
     pub replaced_unnamed: Option<Unnamed>,
     /// The name that SQL's PREPARE gets on the backend.
@@ -271,103 +319,6 @@ fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
         .position(|window| window == wanted)
 }
 
-/// A message that names a statement, as far as it has been read.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Named<'a> {
-    /// Names no statement, or the unnamed one.
-    No,
-    /// Its name has not all come.
-    Incomplete,
-    /// Its name has no end within [`NAMES_LEN_MAX`].
-    Endless,
-    /// Parse: it must come whole.
-    Parse {
-        /// The statement's name.
-        name: &'a [u8],
-        /// What follows it.
-        body: &'a [u8],
-    },
-    /// Bind, Describe or Close.
-    Use {
-        /// What stands before the name, header not included.
-        before: &'a [u8],
-        /// The statement's name.
-        name: &'a [u8],
-    },
-}
-
-/// Looks for a statement's name in the frame at the front of `bytes`.
-pub fn named<'a>(header: Header, bytes: &'a [u8]) -> Named<'a> {
-    let body = bytes.get(HEADER_LEN..).unwrap_or_default();
-    let body = &body[..body.len().min(header.body_len)];
-    let all_there = body.len() == header.body_len;
-    let before_len = match (header.tag, body.first()) {
-        (b'P', Some(first)) if *first != 0 => 0,
-        (b'D' | b'C', Some(b'S')) => 1,
-        (b'B', _) => match body.iter().position(|&byte| byte == 0) {
-            Some(end) => end + 1,
-            None => return Named::No, // the server's to refuse
-        },
-        _ => return Named::No,
-    };
-    let (before, rest) = body.split_at(before_len);
-    let Some(end) = rest.iter().position(|&byte| byte == 0) else {
-        return match all_there {
-            true => Named::No,
-            false if rest.len() > NAMES_LEN_MAX => Named::Endless,
-            false => Named::Incomplete,
-        };
-    };
-    let name = &rest[..end];
-    match header.tag {
-        _ if name.is_empty() => Named::No,
-        b'P' if !all_there => Named::Incomplete,
-        b'P' => Named::Parse {
-            name,
-            body: &rest[end + 1..],
-        },
-        _ => Named::Use { before, name },
-    }
-}
-
-/// The Parse that prepares a statement on a backend.
-pub fn parse_message(id: StatementId, body: &[u8]) -> BytesMut {
-    let name = id.name();
-    let len = 4 + name.len() + 1 + body.len();
-    let mut message = BytesMut::with_capacity(1 + len);
-    message.put_u8(b'P');
-    message.put_u32(len as u32); // at most PARSE_LEN_MAX and a name
-    message.put_slice(name.as_bytes());
-    message.put_u8(0);
-    message.put_slice(body);
-    message
-}
-
-/// The Close that takes a statement off a backend.
-pub fn close_message(id: StatementId) -> BytesMut {
-    let name = id.name();
-    let mut message = BytesMut::with_capacity(HEADER_LEN + 2 + name.len());
-    message.put_u8(b'C');
-    message.put_u32(4 + 2 + name.len() as u32);
-    message.put_u8(b'S');
-    message.put_slice(name.as_bytes());
-    message.put_u8(0);
-    message
-}
-
-/// The front of a Bind or Describe, up to the statement's name, with the name a backend knows it by.
-pub fn renamed_front(header: Header, before: &[u8], name: &[u8], id: StatementId) -> BytesMut {
-    let ours = id.name();
-    let body_len = header.body_len - name.len() + ours.len();
-    let mut message = BytesMut::with_capacity(HEADER_LEN + before.len() + ours.len() + 1);
-    message.put_u8(header.tag);
-    message.put_u32(body_len as u32 + 4); // its length was a u32, and a name of ours is short
-    message.put_slice(before);
-    message.put_slice(ours.as_bytes());
-    message.put_u8(0);
-    message
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,32 +327,31 @@ mod tests {
         Scope::of(&Settings::empty())
     }
 
-    fn frame(tag: u8, body: &[u8]) -> (Header, Vec<u8>) {
-        let mut frame = vec![tag];
-        frame.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
-        frame.extend_from_slice(body);
-        let header = Header::parse(&frame).unwrap().unwrap();
-        (header, frame)
+    fn prepare(store: &Arc<StatementStore>, body: &[u8], scope: Scope, oid: u32) -> Arc<Statement> {
+        let shape = Shape {
+            parameters: vec![oid],
+            columns: None,
+        };
+        store.share(&store.fresh(body, scope), shape)
     }
 
     #[test]
-    fn statements_of_the_same_text_are_one_until_nobody_has_them() {
+    fn statements_that_are_the_same_are_one_until_nobody_has_them() {
         let store = Arc::new(StatementStore::default());
         let path = Scope::of(&Settings::from_pairs([("search_path".into(), "x".into())]));
-        let one = store.intern(b"select 1\0\0\0", &plain());
-        let again = store.intern(b"select 1\0\0\0", &plain());
+        let one = prepare(&store, b"select 1\0\0\0", plain(), 23);
+        let again = prepare(&store, b"select 1\0\0\0", plain(), 23);
         assert!(Arc::ptr_eq(&one, &again));
-        let scoped = store.intern(b"select 1\0\0\0", &path);
-        assert_ne!(one.id, scoped.id);
-        assert_eq!(store.len(), 2);
+        let others = [
+            prepare(&store, b"select 2\0\0\0", plain(), 23),
+            prepare(&store, b"select 1\0\0\0", path, 23),
+            prepare(&store, b"select 1\0\0\0", plain(), 25),
+        ];
+        assert!(others.iter().all(|other| other.id != one.id));
+        assert_eq!(store.len(), 4);
         drop((one, again));
-        assert_eq!(store.len(), 1);
-        store.retire(&scoped);
-        let fresh = store.intern(b"select 1\0\0\0", &path);
-        assert_ne!(fresh.id, scoped.id);
-        drop(scoped);
-        assert_eq!(store.len(), 1, "who is retired takes nobody along");
-        drop(fresh);
+        assert_eq!(store.len(), 3);
+        drop(others);
         assert!(store.is_empty());
     }
 
@@ -409,50 +359,13 @@ mod tests {
     fn names_know_what_they_hold() {
         let store = Arc::new(StatementStore::default());
         let mut names = Names::default();
-        names.insert((*b"a").into(), store.intern(b"select 1\0\0\0", &plain()));
-        names.insert((*b"a").into(), store.intern(b"select 22\0\0\0", &plain()));
+        names.insert((*b"a").into(), store.fresh(b"select 1\0\0\0", plain()));
+        names.insert((*b"a").into(), store.fresh(b"select 22\0\0\0", plain()));
         assert_eq!(names.bytes, 1 + b"select 22\0\0\0".len() + ENTRY_BYTES);
         assert!(names.remove(b"b").is_none());
         assert!(names.remove(b"a").is_some());
         assert_eq!(names.bytes, 0);
         assert!(store.is_empty());
-    }
-
-    #[test]
-    fn names_are_found_in_every_message_that_has_one() {
-        let (header, parse) = frame(b'P', b"s1\0select 1\0\0\0");
-        assert_eq!(
-            named(header, &parse),
-            Named::Parse {
-                name: b"s1",
-                body: b"select 1\0\0\0"
-            }
-        );
-        assert_eq!(named(header, &parse[..12]), Named::Incomplete);
-        let endless = [b"\0", &[b'x'; 20_000][..]].concat();
-        let (header, endless) = frame(b'B', &endless);
-        assert_eq!(named(header, &endless[..8000]), Named::Incomplete);
-        assert_eq!(named(header, &endless[..9000]), Named::Endless);
-        let (header, bind) = frame(b'B', b"portal\0s1\0\0\0\0\0\0\0");
-        let used = Named::Use {
-            before: b"portal\0",
-            name: b"s1",
-        };
-        assert_eq!(named(header, &bind), used);
-        assert_eq!(named(header, &bind[..15]), used);
-        assert_eq!(named(header, &bind[..14]), Named::Incomplete);
-        for (tag, body) in [
-            (b'P', &b"\0select 1\0\0\0"[..]),
-            (b'B', b"\0\0\0\0\0\0\0\0"),
-            (b'D', b"Pportal\0"),
-            (b'C', b"S\0"),
-            (b'C', b"Sno end"),
-            (b'S', b""),
-            (b'Q', b"s1\0"),
-        ] {
-            let (header, bytes) = frame(tag, body);
-            assert_eq!(named(header, &bytes), Named::No, "{body:?}");
-        }
     }
 
     #[test]
@@ -463,29 +376,5 @@ mod tests {
             b"s1",
         );
         assert_eq!(renamed, &b"SERROR\0M\"s1\" and \"pgsluice_77\"\0\0"[..]);
-    }
-
-    #[test]
-    fn messages_for_backends_have_true_lengths() {
-        let store = Arc::new(StatementStore::default());
-        let statement = store.intern(b"select 1\0\0\0", &plain());
-        let parse = parse_message(statement.id, &statement.body);
-        assert_eq!(
-            Header::parse(&parse).unwrap().unwrap().frame_len(),
-            parse.len()
-        );
-        let close = close_message(statement.id);
-        assert_eq!(
-            Header::parse(&close).unwrap().unwrap().frame_len(),
-            close.len()
-        );
-        let (header, bind) = frame(b'B', b"p\0name\0rest");
-        let mut renamed = renamed_front(header, b"p\0", b"name", statement.id);
-        renamed.put_slice(&bind[HEADER_LEN + 7..]);
-        assert_eq!(
-            Header::parse(&renamed).unwrap().unwrap().frame_len(),
-            renamed.len()
-        );
-        assert!(renamed.ends_with(b"\0rest"));
     }
 }

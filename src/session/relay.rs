@@ -10,7 +10,9 @@
 //!
 //! One poll does all that can be done without waiting: one read and one write a side in the usual case.
 
+mod bring;
 mod causes;
+mod deallocate;
 mod down;
 mod listening;
 mod names;
@@ -26,7 +28,7 @@ pub(super) use up::{opens_transaction, replaces_unnamed};
 use super::listen::{Fault as ListenFault, Founding};
 use super::memory::Memory;
 use super::pin::PinReasons;
-use super::prepared::{Name, Statement};
+use super::prepared::Used;
 use super::replies::{Expect, PendingReplies, ReplyAction, UnexpectedReply};
 use super::requests::{RequestReader, Violation};
 use super::survey::Survey;
@@ -38,6 +40,7 @@ use crate::wire::flow::Flow;
 use crate::wire::frame::BadLength;
 use crate::wire::from_backend::{ServerError, TxStatus};
 use crate::wire::to_backend;
+use bring::Shaping;
 use bytes::BytesMut;
 use causes::Causes;
 use listening::Listening;
@@ -46,7 +49,6 @@ use scope::Meaning;
 use sequences::Sequences;
 use state::StateLeft;
 use std::io;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 /// The longest ParameterStatus, CommandComplete or ErrorResponse of ours that is read whole.
@@ -132,6 +134,7 @@ pub(super) struct Relay {
     sequences: Sequences,
     listening: Listening,
     meaning: Meaning,
+    shaping: Shaping,
     resets: Resets,
     /// What the server had reported when the session's state was last known.
     parameters: Parameters,
@@ -144,7 +147,7 @@ pub(super) struct Relay {
     /// A statement that the server has just said it has.
     found_here: Option<StatementId>,
     /// The name that the next text had in the place of one of ours.
-    renamed: Option<(Name, Arc<Statement>)>,
+    renamed: Option<Used>,
     /// A Sync of ours goes behind the simple query that is passing.
     sync_behind: bool,
     /// standard_conforming_strings: how its texts are read.
@@ -188,6 +191,7 @@ impl Relay {
             sequences: Sequences::default(),
             listening: Listening::default(),
             meaning: Meaning::default(),
+            shaping: Shaping::default(),
             resets: Resets::default(),
             parameters: conn.parameters.clone(),
             unnamed_here: false,

@@ -112,9 +112,7 @@ impl PendingReplies {
 
     /// What comes now answers a query of the proxy's own about channels.
     pub fn is_listening(&self) -> bool {
-        self.entries
-            .front()
-            .is_some_and(|front| front.expect == Expect::Listen)
+        (self.entries.front()).is_some_and(|front| front.expect == Expect::Listen)
     }
 
     /// What comes now answers an Execute of the proxy's own.
@@ -122,6 +120,13 @@ impl PendingReplies {
         self.entries
             .front()
             .is_some_and(|front| front.expect == Expect::Ask)
+    }
+
+    /// What comes now answers a Describe of the proxy's own.
+    pub fn is_shaping(&self) -> bool {
+        self.entries
+            .front()
+            .is_some_and(|front| front.expect == Expect::Shape)
     }
 
     /// What comes now is swallowed.

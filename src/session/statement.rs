@@ -37,7 +37,7 @@ impl Effects {
     pub const LISTEN: Effects = Effects(1 << 4);
     /// Session-level advisory locks.
     pub const ADVISORY_LOCK: Effects = Effects(1 << 5);
-    /// LOAD
+    /// LOAD, CREATE FUNCTION … LANGUAGE C
     pub const LOAD: Effects = Effects(1 << 6);
     /// BEGIN, START TRANSACTION, COMMIT or ROLLBACK AND CHAIN: a transaction block is open afterwards.
     pub const TRANSACTION: Effects = Effects(1 << 7);
@@ -95,8 +95,12 @@ impl Effects {
         .union(Effects::OPAQUE)
         .union(Effects::SET_CONFIG);
 
-    /// What may change the channels a session listens to, or tells them.
-    pub const MAY_CHANGE_LISTENING: Effects = Effects(
+    /// What may change the channels a session listens to.
+    pub const CHANGES_LISTENING: Effects =
+        Effects(Effects::LISTEN.0 | Effects::UNLISTEN.0 | Effects::OPAQUE.0);
+
+    /// What needs them on the session's backend: what may change them, or tells them.
+    pub const NEEDS_CHANNELS: Effects = Effects(
         Effects::LISTEN.0 | Effects::UNLISTEN.0 | Effects::OPAQUE.0 | Effects::LISTENING_READ.0,
     );
 

@@ -16,7 +16,8 @@ use crate::backend::settings::{Settings, literal};
 ///   transaction, but not their value.
 /// - `c`: a channel that is listened to, in hexadecimal of the server's encoding, too.
 /// - `p`: a statement prepared by SQL, and the text that prepared it, if it is not long.
-/// - `l`: a reason to keep the backend. Statements of our own are shared, not left.
+/// - `l`: a reason to keep the backend. Statements of our own are shared, not left. Whatever can be made in a schema
+///   depends on it; so the server, too, finds what to remove at the end (RemoveTempRelations of namespace.c).
 const SQL: &str = "\
 SELECT 's', name, pg_catalog.encode(pg_catalog.convert_to(setting, pg_catalog.getdatabaseencoding()), 'hex') \
  FROM pg_catalog.pg_settings WHERE source = 'session' \
@@ -30,10 +31,9 @@ UNION ALL SELECT 'p', name, pg_catalog.encode(pg_catalog.convert_to(\
  FROM pg_catalog.pg_prepared_statements WHERE from_sql \
 UNION ALL SELECT 'l', 'named_statement', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
  WHERE NOT from_sql AND name NOT LIKE 'pgsluice\\_%' AND name <> '') \
-UNION ALL SELECT 'l', 'temp_object', '' WHERE pg_catalog.pg_my_temp_schema() <> 0 AND (\
- EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema()) \
- OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema()) \
- OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace = pg_catalog.pg_my_temp_schema())) \
+UNION ALL SELECT 'l', 'temp_object', '' WHERE pg_catalog.pg_my_temp_schema() <> 0 AND EXISTS (SELECT \
+ FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+ AND refobjid = pg_catalog.pg_my_temp_schema()) \
 UNION ALL SELECT 'l', 'hold_cursor', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
 UNION ALL SELECT 'c', '', pg_catalog.encode(pg_catalog.convert_to(c, pg_catalog.getdatabaseencoding()), 'hex') \
  FROM pg_catalog.pg_listening_channels() c \

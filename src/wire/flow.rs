@@ -85,13 +85,6 @@ impl Flow {
         self.buf.extend_from_slice(&unread[count..]);
     }
 
-    /// Gives the frame at the front of the unread bytes another tag.
-    pub fn retag(&mut self, tag: u8) {
-        if let Some(first) = self.buf.get_mut(self.ready) {
-            *first = tag;
-        }
-    }
-
     /// Puts bytes of our own into the stream, behind what is ready and before what is unread.
     pub fn insert(&mut self, bytes: &[u8]) {
         let unread = self.buf.split_off(self.ready);

@@ -4,6 +4,7 @@ mod cleaning;
 mod filters;
 mod following;
 mod meaning;
+mod shapes;
 mod sharing;
 mod sql_prepared;
 mod startup;
@@ -114,6 +115,14 @@ async fn a_temporary_table_by_select_into_keeps_its_backend() {
     .await;
 }
 
+/// No table, function or type: the temporary schema holds whatever a schema can.
+#[tokio::test]
+async fn any_object_in_the_temporary_schema_keeps_its_backend() {
+    let create = "CREATE COLLATION pg_temp.x FROM \"C\"";
+    let witness = "SELECT collname FROM pg_collation WHERE collnamespace = pg_my_temp_schema()";
+    keeps_its_backend(simple("temp_object", create, witness, "x")).await;
+}
+
 #[tokio::test]
 async fn a_cursor_with_hold_keeps_its_backend() {
     let declare = "BEGIN; DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT id FROM items; COMMIT";
@@ -134,21 +143,31 @@ async fn a_session_advisory_lock_keeps_its_backend() {
     keeps_its_backend(simple("advisory_lock", lock, witness, "1")).await;
 }
 
-#[tokio::test]
-async fn a_loaded_library_keeps_its_backend_which_ends_with_its_client() {
+/// Nothing unloads a library.
+async fn a_loaded_library(load: &str, setting: &str, default: &str) {
     let db = database().await;
     let proxy = proxy().max_connections(1).start().await;
     let (mut client, mut next) = (proxy.raw(&db).await, proxy.raw(&db).await);
-    client.query("LOAD 'auto_explain'").await;
+    client.query(load).await;
     let backend = client.value("SELECT pg_backend_pid()").await;
     assert_eq!(pinned(&proxy, "load").await, 1.0);
-    // Nothing unloads a library.
     client.query("DISCARD ALL").await;
-    assert_eq!(client.value("SHOW auto_explain.log_analyze").await, "off");
+    assert_eq!(client.value(&format!("SHOW {setting}")).await, default);
     next.send(&query("SELECT pg_backend_pid()")).await;
     waiting(&proxy, 1).await;
     drop(client);
     assert_ne!(column(&next.ready().await), [backend]);
+}
+
+#[tokio::test]
+async fn a_loaded_library_keeps_its_backend_which_ends_with_its_client() {
+    a_loaded_library("LOAD 'auto_explain'", "auto_explain.log_analyze", "off").await;
+}
+
+#[tokio::test]
+async fn a_function_in_c_loads_its_library_when_it_is_made() {
+    let function = "CREATE FUNCTION show_limit() RETURNS float4 AS 'pg_trgm' LANGUAGE C";
+    a_loaded_library(function, "pg_trgm.similarity_threshold", "0.3").await;
 }
 
 #[tokio::test]

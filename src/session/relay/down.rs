@@ -5,9 +5,11 @@ use super::{
     Sides,
 };
 use crate::error::SqlState;
+use crate::session::close::error_message;
 use crate::session::prepared::renamed_error;
 use crate::session::replies::{ReplyAction, UnexpectedReply};
 use crate::session::survey::Survey;
+use crate::wire::error_response::Severity;
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::from_backend::{ServerError, TxStatus, command_tag, parameter_status};
 use bytes::{BufMut, BytesMut};
@@ -52,9 +54,6 @@ impl Relay {
             let Some(action) = self.match_reply(header, sides)? else {
                 return Ok(());
             };
-            if let ReplyAction::Retag(tag) = action {
-                self.down.retag(tag);
-            }
             self.passing = Some(Passing {
                 remaining: header.frame_len(),
                 action,
@@ -67,7 +66,7 @@ impl Relay {
         if let Some(passing) = &mut self.passing {
             let count = self.down.unread().len().min(passing.remaining);
             match passing.action {
-                ReplyAction::Forward | ReplyAction::Retag(_) => self.down.pass(count),
+                ReplyAction::Forward => self.down.pass(count),
                 ReplyAction::Skip => self.down.remove(count),
             }
             passing.remaining -= count;
@@ -85,6 +84,9 @@ impl Relay {
         let action = match header.tag {
             b'Z' | b'S' => return self.read_whole(header, sides),
             b'C' if header.body_len <= READ_WHOLE_MAX => return self.read_whole(header, sides),
+            b't' | b'T' | b'n' if self.replies.is_shaping() => {
+                return self.read_shape(header, sides);
+            }
             b'D' if self.replies.is_surveying() || self.replies.is_asking() => {
                 return self.read_row(header);
             }
@@ -128,8 +130,9 @@ impl Relay {
         let action = self.replies.on_reply(b'E').unwrap_or(ReplyAction::Forward);
         self.undo_changes(sides);
         self.stop_asking();
+        self.stop_shaping();
         if let Some(id) = self.found_here.take() {
-            sides.conn.prepared.restore(id);
+            sides.conn.prepared.restore(id, id);
         }
         Ok(Some(match words {
             Some(words) => {
@@ -147,19 +150,23 @@ impl Relay {
             Some(note) if header.body_len <= READ_WHOLE_MAX => note.used.as_ref(),
             _ => None,
         };
-        let Some((name, statement)) = used else {
+        let Some(used) = used else {
             return Some(None);
         };
         let body = self.down.unread().get(HEADER_LEN..header.frame_len())?;
         match ServerError::parse(body).code {
+            _ if used.is_stale => return Some(Some(stale_plan())),
             // Taken away behind the proxy's back.
-            SqlState::INVALID_STATEMENT_NAME => sides.conn.prepared.remove(statement.id),
+            SqlState::INVALID_STATEMENT_NAME => {
+                sides.conn.prepared.remove(used.statement.id);
+            }
             // Here, whatever the book says.
-            SqlState::DUPLICATE_PREPARED_STATEMENT => self.found_here = Some(statement.id),
-            SqlState::FEATURE_NOT_SUPPORTED => sides.memory.statements.retire(statement),
+            SqlState::DUPLICATE_PREPARED_STATEMENT if used.known_as == used.statement.id => {
+                self.found_here = Some(used.known_as);
+            }
             _ => {}
         }
-        let renamed = renamed_error(body, statement.id, name);
+        let renamed = renamed_error(body, used.known_as, &used.name);
         if renamed == body {
             return Some(None);
         }
@@ -169,6 +176,19 @@ impl Relay {
         message.put_u32(4 + body.len() as u32); // READ_WHOLE_MAX and some names
         message.put_slice(&body);
         Some(Some(message))
+    }
+
+    /// The answer to a Describe of the proxy's own.
+    fn read_shape(&mut self, header: Header, sides: &mut Sides<'_>) -> Scan<Option<ReplyAction>> {
+        let fault = |error: UnexpectedReply| RelayEnd::BackendFault(error.into());
+        let short = header.body_len <= READ_WHOLE_MAX;
+        if short && self.down.unread().len() < header.frame_len() {
+            return Ok(None);
+        }
+        let body = self.down.unread().get(HEADER_LEN..header.frame_len());
+        let body = body.filter(|_| short).map(<[u8]>::to_vec);
+        self.shape_came(header.tag, body.as_deref(), sides);
+        Ok(Some(self.replies.on_reply(header.tag).map_err(fault)?))
     }
 
     /// A row for the proxy itself.
@@ -190,6 +210,30 @@ impl Relay {
         Ok(Some(action))
     }
 
+    /// ReadyForQuery has come.
+    fn read_ready(&mut self, status: TxStatus, sides: &mut Sides<'_>) -> Scan<Option<ReplyAction>> {
+        let fault = |error: UnexpectedReply| RelayEnd::BackendFault(error.into());
+        sides.conn.status = status;
+        if !self.may_be_ready(sides)? {
+            return Ok(None);
+        }
+        let (surveyed, own) = (self.replies.is_surveying(), self.replies.is_replaying());
+        self.last_was_error = false;
+        self.restoring &= !own;
+        if self.replies.is_restoring() {
+            self.tell_restored(sides);
+        }
+        let mut action = self.replies.on_ready().map_err(fault)?;
+        self.on_idle_after_discard(sides);
+        if action == ReplyAction::Forward && self.before_ready(sides) {
+            action = ReplyAction::Skip;
+        }
+        if surveyed {
+            self.finish_survey(sides);
+        }
+        Ok(Some(action))
+    }
+
     /// Reads a short reply that matters to the proxy.
     fn read_whole(&mut self, header: Header, sides: &mut Sides<'_>) -> Scan<Option<ReplyAction>> {
         if header.body_len > READ_WHOLE_MAX {
@@ -205,25 +249,7 @@ impl Relay {
         match header.tag {
             b'Z' => {
                 let status = body.first().and_then(|&byte| TxStatus::from_byte(byte));
-                sides.conn.status = status.ok_or_else(malformed)?;
-                if !self.may_be_ready(sides)? {
-                    return Ok(None);
-                }
-                let (surveyed, own) = (self.replies.is_surveying(), self.replies.is_replaying());
-                self.last_was_error = false;
-                self.restoring &= !own;
-                if self.replies.is_restoring() {
-                    self.tell_restored(sides);
-                }
-                let mut action = self.replies.on_ready().map_err(fault)?;
-                self.on_idle_after_discard(sides);
-                if action == ReplyAction::Forward && self.before_ready(sides) {
-                    action = ReplyAction::Skip;
-                }
-                if surveyed {
-                    self.finish_survey(sides);
-                }
-                Ok(Some(action))
+                self.read_ready(status.ok_or_else(malformed)?, sides)
             }
             b'S' => {
                 let Some((name, value)) = parameter_status(body) else {
@@ -276,6 +302,19 @@ impl Relay {
 /// A message longer, or in another shape, than it can be.
 pub(super) fn malformed(header: Header) -> RelayEnd {
     RelayEnd::BackendFault(BackendFault::Malformed(header.tag))
+}
+
+/// PostgreSQL's error for a statement whose rows are not what they were (src/backend/utils/cache/plancache.c,
+/// `RevalidateCachedQuery`).
+fn stale_plan() -> BytesMut {
+    let mut message = BytesMut::new();
+    error_message(
+        Severity::Error,
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "cached plan must not change result type",
+    )
+    .encode(&mut message);
+    message
 }
 
 /// What a command tag says about state.

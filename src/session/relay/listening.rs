@@ -169,7 +169,7 @@ impl Relay {
             // What comes next may depend on what is rolled back, and the transaction's end must show.
             return true;
         }
-        if (brought && !self.listening.rolled_back) || !self.may_change_listening(header, sides) {
+        if (brought && !self.listening.rolled_back) || !self.needs_channels(header, sides) {
             return false;
         }
         if self.replies.is_copying_in() {
@@ -238,7 +238,7 @@ impl Relay {
         sql
     }
 
-    fn may_change_listening(&self, header: Header, sides: &Sides<'_>) -> bool {
+    fn needs_channels(&self, header: Header, sides: &Sides<'_>) -> bool {
         let frame = sides.up.unread();
         let effects = match header.tag {
             b'Q' | b'P' => effects_of(frame, self.plain_strings),
@@ -252,7 +252,7 @@ impl Relay {
             },
             _ => None,
         };
-        effects.is_some_and(|effects| effects.contains(Effects::MAY_CHANGE_LISTENING))
+        effects.is_some_and(|effects| effects.contains(Effects::NEEDS_CHANNELS))
     }
 }
 

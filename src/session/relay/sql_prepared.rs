@@ -2,6 +2,7 @@
 //! before another session's first request. Names of the protocol's that a text speaks of by SQL are given the names
 //! that the backend knows.
 
+use super::causes::Text;
 use super::names::Translated;
 use super::scope::Around;
 use super::{Relay, Sides};
@@ -66,7 +67,7 @@ impl Relay {
             .map(|(name, statement)| (name.clone(), statement.clone()))
             .collect();
         for (_, statement) in &all {
-            self.note_effects(statement.effects);
+            self.note_text(statement.effects, Text::of_body(statement.text.as_bytes()));
             if statement.effects.contains(Effects::MAY_SET) {
                 self.note_custom(Some(statement.text.as_bytes()), false);
             }
@@ -76,7 +77,7 @@ impl Relay {
             return;
         }
         for (name, statement) in all {
-            if sides.conn.sql_prepared.id(&name) == Some(statement.id) {
+            if !statement.follows || sides.conn.sql_prepared.id(&name) == Some(statement.id) {
                 continue;
             }
             if let Some(id) = sides.conn.sql_prepared.remove(&name) {
@@ -174,15 +175,15 @@ impl Relay {
         let alone = header.tag == b'Q' && !self.replies.is_batch_open();
         let mut message = BytesMut::from(frame);
         for (at, name, statement) in used.into_iter().rev() {
-            let Some(statement) = self.bring(&name, statement, sides) else {
+            let Some(used) = self.bring(&name, statement.clone(), sides) else {
                 return Some(Translated::Incomplete);
             };
-            self.note_effects(statement.effects);
+            self.note_text(statement.effects, Text::of_body(&statement.body));
             let behind = message.split_off(at.end);
             message.truncate(at.start);
-            message.extend_from_slice(statement.id.name().as_bytes());
+            message.extend_from_slice(used.known_as.name().as_bytes());
             message.unsplit(behind);
-            self.renamed = Some((name, statement));
+            self.renamed = Some(used);
         }
         let len = (message.len() - 1) as u32; // PARSE_LEN_MAX and some names
         message[1..HEADER_LEN].copy_from_slice(&len.to_be_bytes());

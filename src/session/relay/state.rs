@@ -106,7 +106,7 @@ impl Relay {
         self.state.doubtful |= effects.contains(Effects::MAY_RELEASE.union(Effects::OPAQUE));
         self.state.may_release |= effects.contains(Effects::MAY_RELEASE);
         self.listening.note(effects);
-        self.state.listening_touched |= effects.contains(Effects::MAY_CHANGE_LISTENING);
+        self.state.listening_touched |= effects.contains(Effects::CHANGES_LISTENING);
         self.state.pins.insert_effects(effects);
         self.state.since_survey.insert_effects(effects);
     }
@@ -200,7 +200,6 @@ impl Relay {
             if !self.filtered().contains(PinReason::UnnamedStatement) {
                 return false;
             }
-            sides.memory.unnamed = Unnamed::None;
         }
         let wanted = match self.hold {
             // Nothing is to be known here but what RESET has to go back to.
@@ -352,7 +351,7 @@ impl Relay {
         sides.conn.sql_prepared.clear();
         sides.memory.sql.clear();
         for id in self.replies.notes().filter_map(|note| note.prepared) {
-            sides.conn.prepared.restore(id);
+            sides.conn.prepared.restore(id, id);
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::settings::Settings;
 use crate::session::memory::Memory;
 use crate::session::pin::{PinReason, PinReasons};
-use crate::session::prepared::{Name, Note, PARSE_LEN_MAX, Scope, Statement};
+use crate::session::prepared::{Note, PARSE_LEN_MAX, Scope, Used};
 use crate::session::reading::{has_literal, names_a_moment};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::requests::{
@@ -16,7 +16,6 @@ use crate::session::requests::{
 };
 use crate::session::statement::{Effects, StatementReader};
 use crate::wire::frame::{HEADER_LEN, Header};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 impl Relay {
@@ -114,21 +113,7 @@ impl Relay {
                     },
                 }
             }
-            let unread = sides.up.unread();
-            let count = unread.len().min(self.requests.remaining());
-            self.causes.collect(&unread[..count]);
-            let told = self
-                .requests
-                .read(&unread[..count], first, &mut sides.memory.unnamed);
-            if let Some(told) = told {
-                let whole = first.then_some(&unread[..count]);
-                if let (Unnamed::Kept(_), Some(frame)) = (&sides.memory.unnamed, whole) {
-                    let settings = &sides.memory.settings;
-                    let kept = std::mem::take(&mut sides.memory.unnamed);
-                    sides.memory.unnamed = self.in_its_reading(kept, frame, settings);
-                }
-                self.on_told(told, whole, sides.memory);
-            }
+            let count = self.read_request(first, sides);
             sides.up.pass(count);
             if self.requests.at_boundary() {
                 self.restore_behind_query(sides);
@@ -136,6 +121,26 @@ impl Relay {
             }
         }
         Ok(())
+    }
+
+    /// Reads what has come of the request in progress; how much that is.
+    fn read_request(&mut self, first: bool, sides: &mut Sides<'_>) -> usize {
+        let unread = sides.up.unread();
+        let count = unread.len().min(self.requests.remaining());
+        self.causes.collect(&unread[..count]);
+        let told = self
+            .requests
+            .read(&unread[..count], first, &mut sides.memory.unnamed);
+        if let Some(told) = told {
+            let whole = first.then_some(&unread[..count]);
+            if let (Unnamed::Kept(_), Some(frame)) = (&sides.memory.unnamed, whole) {
+                let settings = &sides.memory.settings;
+                let kept = std::mem::take(&mut sides.memory.unnamed);
+                sides.memory.unnamed = self.in_its_reading(kept, frame, settings);
+            }
+            self.on_told(told, whole, sides.memory);
+        }
+        count
     }
 
     /// A message waits for the rest of itself, where its text or its arguments are to be read whole; and for the answer
@@ -312,7 +317,7 @@ impl Relay {
 }
 
 /// The note of a message that speaks of a statement by its name.
-fn note_used(note: Option<Box<Note>>, used: (Name, Arc<Statement>)) -> Box<Note> {
+fn note_used(note: Option<Box<Note>>, used: Used) -> Box<Note> {
     let mut note = note.unwrap_or_default();
     note.used = Some(used);
     note

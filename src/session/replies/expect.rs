@@ -31,6 +31,8 @@ pub enum Expect {
     Listen,
     /// An Execute of the proxy's own, whose rows it reads.
     Ask,
+    /// A Describe of the proxy's own, whose answer it reads.
+    Shape,
     /// Query, whose ReadyForQuery is that of the `Restore` behind it.
     HeldQuery,
     /// A query of the proxy's own that belongs to the client's before it: what follows is the client's.
@@ -44,8 +46,6 @@ pub enum ReplyAction {
     Forward,
     /// The proxy asked: the reply is swallowed.
     Skip,
-    /// The client asked something else with an answer of the same shape: it gets the reply under that tag.
-    Retag(u8),
 }
 
 /// Whether a reply can answer a message, and whether it is the last of the answer.
@@ -71,6 +71,7 @@ pub(super) fn answers(expect: Expect, tag: u8) -> (bool, bool) {
         ),
         Expect::FunctionCall => (matches!(tag, b'V' | b'E'), false),
         Expect::Survey | Expect::Restore => (matches!(tag, b'T' | b'D' | b'C' | b'E'), false),
+        Expect::Shape => (matches!(tag, b't' | b'T' | b'n' | b'E'), tag != b't'),
         Expect::Ask => (matches!(tag, b'D' | b'C' | b'E'), tag == b'C'),
         Expect::Listen => (matches!(tag, b'C' | b'E'), false),
         Expect::Sync => (tag == b'E', false),

@@ -31,8 +31,9 @@ enum Place {
     SetTimeZone,
     /// CREATE, with only OR REPLACE, LOCAL or GLOBAL so far.
     Create,
-    /// The rest of a CREATE: AS EXECUTE may follow.
+    /// The rest of a CREATE: AS EXECUTE may follow, or LANGUAGE.
     CreateRest,
+    CreateLanguage,
     CreateAs,
     Prepare,
     /// PREPARE TRANSACTION: a string follows, or `transaction` was the statement's name.
@@ -173,7 +174,12 @@ impl Leading {
             (Place::Create, b"or" | b"replace" | b"local" | b"global") => Place::Create,
             (Place::Create | Place::CreateRest, b"as") => Place::CreateAs,
             (Place::CreateAs, b"execute") => self.found(Effects::SQL_EXECUTE, Place::Other),
-            (Place::Create | Place::CreateRest | Place::CreateAs, _) => Place::CreateRest,
+            // A function in C: its library is loaded to see that it is there (fmgr_c_validator of pg_proc.c).
+            (Place::CreateRest | Place::CreateAs, b"language") => Place::CreateLanguage,
+            (Place::CreateLanguage, b"c") => self.found(Effects::LOAD, Place::CreateRest),
+            (Place::Create | Place::CreateRest | Place::CreateAs | Place::CreateLanguage, _) => {
+                Place::CreateRest
+            }
             (Place::Prepare, b"transaction") => Place::PrepareTransaction,
             (Place::Prepare | Place::PrepareTransaction, _) => {
                 self.found(Effects::SQL_PREPARE, Place::Other)

@@ -243,7 +243,10 @@ async fn pins_are_counted_by_reason_and_end() {
         ("listen", "listen somebody"),
         ("temp_object", "create temp table mine (x int)"),
         ("advisory_lock", "select pg_advisory_lock(1)"),
-        ("sql_prepare", "prepare p as select 1"),
+        (
+            "sql_prepare",
+            "prepare p as select 1; prepare q as select 2",
+        ),
         ("hold_cursor", "declare c cursor with hold for select 1"),
     ] {
         let mut client = proxy.raw(&db).await;

@@ -2,7 +2,9 @@
 //! nobody else sees it.
 
 use super::cleaning::LOOK;
-use crate::support::frames::{bind, column, errors, execute, function_call, parse, query, sync};
+use crate::support::frames::{
+    bind, column, errors, execute, extended, function_call, parse, query, sync,
+};
 use crate::support::{Database, Proxy, RawClient, database, eventually, proxy, text};
 use toml::Value;
 
@@ -66,7 +68,10 @@ async fn is_lost(reason: &str, begin: &[u8]) -> (Database, Proxy, RawClient) {
 #[tokio::test]
 async fn what_is_filtered_keeps_no_backend_and_is_there_for_nobody() {
     for (reason, sql) in [
-        ("sql_prepare", "PREPARE mine AS SELECT 1"),
+        (
+            "sql_prepare",
+            "PREPARE mine AS SELECT 1; PREPARE more AS SELECT 2",
+        ),
         ("temp_object", "CREATE TEMP TABLE mine AS SELECT 1"),
         ("hold_cursor", "DECLARE mine CURSOR WITH HOLD FOR SELECT 1"),
         ("listen", "LISTEN mine"),
@@ -173,6 +178,32 @@ async fn pinned_for_another_reason_a_session_keeps_all_until_that_ends() {
     client.query("UNLISTEN news").await;
     assert_eq!(text(&proxy.connect(&db).await, LOOK).await, clean);
     assert_eq!(errors(&client.query("SELECT v FROM mine").await), ["42P01"]);
+}
+
+/// DISCARD ALL takes these from the backend: the session must not think that they are still there.
+#[tokio::test]
+async fn what_can_follow_its_session_still_does() {
+    let (db, proxy, _) = one_backend(&["temp_object"]).await;
+    let mut client = proxy.raw_with(&db, &[("options", "-c work_mem=9MB")]).await;
+    client.query("SET app.tenant = 'me'").await;
+    let prepare = [parse("mine", "SELECT 'prepared'"), sync()].concat();
+    client.ask(&prepare).await;
+    client.query("CREATE TEMP TABLE mine AS SELECT 1").await;
+    assert_eq!(client.value("SHOW work_mem").await, "9MB");
+    assert_eq!(client.value("SHOW app.tenant").await, "me");
+    let use_it = [bind("", "mine", &[]), execute("", 0), sync()].concat();
+    assert_eq!(column(&client.ask(&use_it).await), ["prepared"]);
+}
+
+#[tokio::test]
+async fn beside_a_long_unnamed_statement_settings_follow_and_nobody_else_gets_them() {
+    let (db, proxy, clean) = one_backend(&["unnamed_statement"]).await;
+    let long = format!("SELECT 1 /* {} */", "x".repeat(20_000));
+    let mut client = proxy.raw(&db).await;
+    let set = extended("SET work_mem = '5MB'", &[]);
+    client.ask(&[set, parse("", &long), sync()].concat()).await;
+    assert_eq!(text(&proxy.connect(&db).await, LOOK).await, clean);
+    assert_eq!(client.value("SHOW work_mem").await, "5MB");
 }
 
 #[tokio::test]

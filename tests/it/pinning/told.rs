@@ -40,9 +40,9 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![
         simple(
             "sql_prepare",
-            "PREPARE s AS SELECT 'xylophone', 4711",
-            "DEALLOCATE s",
-            "prepare s as select ?",
+            "PREPARE s AS SELECT 'xylophone', 4711; PREPARE t AS SELECT 1",
+            "DEALLOCATE ALL",
+            "prepare s as select ?; prepare t as select ?",
         ),
         simple(
             "temp_object",
@@ -113,7 +113,8 @@ async fn started() -> (Database, Proxy) {
         .await;
     let proxy = proxy()
         .set("log.format", "json")
-        .max_connections(2)
+        // The only backend never listens for others.
+        .max_connections(1)
         .start()
         .await;
     (db, proxy)
