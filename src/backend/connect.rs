@@ -299,6 +299,7 @@ pub async fn connect(
         applied: Some(Settings::empty()),
         prepared: PreparedHere::new(login.prepared_statements_max),
         sql_prepared: SqlPreparedHere::default(),
+        shown: Vec::new(),
         role: login.role.clone(),
         init_query: login.init_query.clone(),
         held,

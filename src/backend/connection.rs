@@ -94,6 +94,8 @@ pub struct BackendConnection {
     pub prepared: PreparedHere,
     /// What a session has prepared on it by SQL.
     pub sql_prepared: SqlPreparedHere,
+    /// Statements that a session sees by its own names.
+    pub shown: Vec<String>,
     pub(super) role: Role,
     /// `init_query`: what RESET ALL and DISCARD ALL take away beside the clients' settings.
     pub(super) init_query: Option<Arc<str>>,
@@ -136,6 +138,7 @@ impl BackendConnection {
     pub fn was_discarded(&mut self) {
         self.prepared.clear();
         self.sql_prepared.clear();
+        self.shown.clear();
         self.was_discarded_but_for_statements();
     }
 

@@ -86,6 +86,11 @@ impl PreparedHere {
         }
     }
 
+    /// All of them, and their names; none is here any more.
+    pub fn take_all(&mut self) -> Vec<(StatementId, StatementId)> {
+        std::iter::from_fn(|| self.names.pop_lru()).collect()
+    }
+
     /// A name that nobody uses.
     pub fn add_unused(&mut self, name: StatementId) {
         self.unused.push(name);

@@ -93,15 +93,6 @@ impl Settings {
         self.iter().any(|(name, _)| is_role(name))
     }
 
-    /// These without empty values of names that `others` has, too.
-    pub fn without_empty(&self, others: &Settings) -> Settings {
-        let counts = |(name, value): &&(String, String)| !value.is_empty() || !others.has(name);
-        if self.0.iter().all(|setting| counts(&setting)) {
-            return self.clone();
-        }
-        Self(self.0.iter().filter(counts).cloned().collect())
-    }
-
     /// These, and of `defaults` what is not among them.
     pub fn with_defaults(&self, defaults: &Settings) -> Settings {
         if defaults.is_within(self) {

@@ -10,7 +10,10 @@
 
 mod messages;
 
-pub use messages::{Named, close_message, describe_message, named, parse_message, renamed_front};
+pub use messages::{
+    Named, close_message, close_named, describe_message, named, parse_message, parse_named,
+    renamed_front,
+};
 
 use super::requests::Unnamed;
 use super::shape::Shape;
@@ -203,17 +206,26 @@ pub fn effects_of(body: &[u8]) -> Effects {
     reader.finish().read_set_config(text)
 }
 
+#[derive(Debug)]
+struct Meaning {
+    statement: Arc<Statement>,
+    /// Which of the client's names it was.
+    number: u64,
+}
+
 /// One client's names.
 #[derive(Debug, Default)]
 pub struct Names {
-    by_name: HashMap<Name, Arc<Statement>>,
+    by_name: HashMap<Name, Meaning>,
     bytes: usize,
+    /// How many names there have been.
+    given: u64,
 }
 
 impl Names {
     /// What a name means.
     pub fn find(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.by_name.get(name)
+        self.by_name.get(name).map(|it| &it.statement)
     }
 
     /// No names.
@@ -228,17 +240,35 @@ impl Names {
 
     /// A name gets its meaning.
     pub fn insert(&mut self, name: Name, statement: Arc<Statement>) {
+        let number = match self.remove(&name) {
+            Some(before) => before.number,
+            None => {
+                self.given += 1;
+                self.given
+            }
+        };
         self.bytes += name.len() + statement.body.len() + ENTRY_BYTES;
-        if let Some(before) = self.by_name.insert(name.clone(), statement) {
-            self.bytes -= name.len() + before.body.len() + ENTRY_BYTES;
-        }
+        self.by_name.insert(name, Meaning { statement, number });
+    }
+
+    /// All names, in the order given.
+    pub fn in_order(&self) -> Vec<(Name, Arc<Statement>)> {
+        let mut all: Vec<_> = self.by_name.iter().collect();
+        all.sort_unstable_by_key(|(_, it)| it.number);
+        all.into_iter()
+            .map(|(name, it)| (name.clone(), it.statement.clone()))
+            .collect()
     }
 
     /// A name loses its meaning.
-    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        let statement = self.by_name.remove(name)?;
-        self.bytes -= name.len() + statement.body.len() + ENTRY_BYTES;
-        Some(statement)
+    pub fn take(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        self.remove(name).map(|it| it.statement)
+    }
+
+    fn remove(&mut self, name: &[u8]) -> Option<Meaning> {
+        let meaning = self.by_name.remove(name)?;
+        self.bytes -= name.len() + meaning.statement.body.len() + ENTRY_BYTES;
+        Some(meaning)
     }
 
     /// DISCARD ALL, DEALLOCATE ALL.
@@ -295,6 +325,10 @@ pub struct Note {
     pub sql_prepared: Option<String>,
     /// The name that SQL's DEALLOCATE takes from the backend, and what it was.
     pub sql_gone: Option<(String, u64)>,
+    /// The name of its own that the session sees the statement by.
+    pub shown: Option<String>,
+    /// The same, being closed.
+    pub hidden: Option<String>,
     /// The message itself failed; else one before it did.
     pub failed: bool,
 }

@@ -19,6 +19,7 @@ mod names;
 mod reset;
 mod scope;
 mod sequences;
+mod shown;
 mod sql_prepared;
 mod state;
 mod up;
@@ -148,6 +149,8 @@ pub(super) struct Relay {
     found_here: Option<StatementId>,
     /// The name that the next text had in the place of one of ours.
     renamed: Option<Used>,
+    /// How literals are read now, asked for the unnamed statement.
+    reading_now: Option<Settings>,
     /// A Sync of ours goes behind the simple query that is passing.
     sync_behind: bool,
     /// standard_conforming_strings: how its texts are read.
@@ -199,6 +202,7 @@ impl Relay {
             first_sent: false,
             found_here: None,
             renamed: None,
+            reading_now: None,
             sync_behind: false,
             plain_strings: has_plain_strings(settings, conn),
             survey: None,
@@ -210,6 +214,7 @@ impl Relay {
         let replayed = relay.replay(settings, conn, up);
         if terms.hold != Hold::Session {
             relay.clear_sql_prepared(memory, conn, up);
+            relay.clear_shown(conn, up);
         }
         if terms.read_sequences && terms.hold != Hold::Session {
             relay.discard_sequences(up);

@@ -17,10 +17,8 @@ const BYTES_MAX: usize = 256 * 1024;
 const USES: Effects = Effects::SQL_EXECUTE
     .union(Effects::SQL_DEALLOCATE)
     .union(Effects::SQL_PREPARE)
+    .union(Effects::STATEMENTS_SHOWN)
     .union(Effects::OPAQUE);
-
-/// The view that shows them.
-const VIEW: &[u8] = b"pg_prepared_statements";
 
 /// One statement.
 #[derive(Debug)]
@@ -107,11 +105,18 @@ pub fn is_one_prepare(text: &str) -> bool {
 
 /// A text may use, show, make or take away statements that SQL has prepared.
 pub fn may_use(text: &[u8]) -> bool {
-    let shows = || {
-        text.windows(VIEW.len())
-            .any(|word| word.eq_ignore_ascii_case(VIEW))
-    };
-    effects_of(text).contains(USES) || shows()
+    effects_of(text).contains(USES)
+}
+
+/// A text may name the view that shows prepared statements. Quick, as every text is looked at.
+pub fn may_show(text: &[u8]) -> bool {
+    const BEFORE: &[u8] = b"pg_prepared";
+    memchr::memchr_iter(b'_', text).any(|at| {
+        let before = at
+            .checked_sub(BEFORE.len())
+            .and_then(|start| text.get(start..at));
+        before.is_some_and(|before| before.eq_ignore_ascii_case(BEFORE))
+    })
 }
 
 /// A text may take such statements away.

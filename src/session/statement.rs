@@ -61,19 +61,21 @@ impl Effects {
     pub const SET_CONFIG: Effects = Effects(1 << 16);
     /// DISCARD, perhaps ALL.
     pub const DISCARD: Effects = Effects(1 << 17);
+    /// `pg_prepared_statements`: the view shows what this session has prepared.
+    pub const STATEMENTS_SHOWN: Effects = Effects(1 << 18);
 
     /// UNLISTEN
-    pub const UNLISTEN: Effects = Effects(1 << 18);
+    pub const UNLISTEN: Effects = Effects(1 << 19);
     /// pg_listening_channels: the answer depends on what this session listens to.
-    pub const LISTENING_READ: Effects = Effects(1 << 19);
-
+    pub const LISTENING_READ: Effects = Effects(1 << 20);
     /// NOTIFY, pg_notify: who listens to it hears it before the statement is done.
-    pub const NOTIFY: Effects = Effects(1 << 20);
+    pub const NOTIFY: Effects = Effects(1 << 21);
 
     /// A name that can't be read may be any of the names looked for.
     const UNREADABLE_NAME: Effects = Effects(
         Effects::SETTINGS.0
             | Effects::MEANING.0
+            | Effects::STATEMENTS_SHOWN.0
             | Effects::ADVISORY_LOCK.0
             | Effects::TEMP_OBJECT.0
             | Effects::SEQUENCE_WRITE.0
@@ -83,7 +85,7 @@ impl Effects {
             | Effects::NOTIFY.0,
     );
     /// Text that can't be read may be anything.
-    const UNREADABLE_TEXT: Effects = Effects((1 << 21) - 1);
+    const UNREADABLE_TEXT: Effects = Effects((1 << 22) - 1);
 
     /// What may change run-time parameters: what a DO block or a procedure does can't be read.
     pub const MAY_SET: Effects = Effects::SETTINGS

@@ -17,6 +17,10 @@ use crate::support::{
 
 const PINS: &str = "pgsluice_database_connections_session_pinned";
 
+/// Makes a function that counts what is prepared on the backend, whoever asks.
+const HERE: &str = "CREATE FUNCTION statements_here() RETURNS bigint LANGUAGE sql AS \
+    $$ SELECT count(*) FROM pg_prepared_statements WHERE name <> '' $$";
+
 /// A reason to keep a backend: how it comes about, and a query that shows that it is still there.
 struct Reason {
     label: &'static str,

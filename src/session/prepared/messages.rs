@@ -66,12 +66,16 @@ pub fn named<'a>(header: Header, bytes: &'a [u8]) -> Named<'a> {
 
 /// The Parse that prepares a statement on a backend.
 pub fn parse_message(id: StatementId, body: &[u8]) -> BytesMut {
-    let name = id.name();
+    parse_named(id.name().as_bytes(), body)
+}
+
+/// The Parse of a statement of that name.
+pub fn parse_named(name: &[u8], body: &[u8]) -> BytesMut {
     let len = 4 + name.len() + 1 + body.len();
     let mut message = BytesMut::with_capacity(1 + len);
     message.put_u8(b'P');
-    message.put_u32(len as u32); // at most PARSE_LEN_MAX and a name
-    message.put_slice(name.as_bytes());
+    message.put_u32(len as u32); // at most PARSE_LEN_MAX, a name and types
+    message.put_slice(name);
     message.put_u8(0);
     message.put_slice(body);
     message
@@ -79,12 +83,16 @@ pub fn parse_message(id: StatementId, body: &[u8]) -> BytesMut {
 
 /// The Close that takes a statement off a backend.
 pub fn close_message(id: StatementId) -> BytesMut {
-    let name = id.name();
+    close_named(id.name().as_bytes())
+}
+
+/// The Close of the statement of that name.
+pub fn close_named(name: &[u8]) -> BytesMut {
     let mut message = BytesMut::with_capacity(HEADER_LEN + 2 + name.len());
     message.put_u8(b'C');
-    message.put_u32(4 + 2 + name.len() as u32);
+    message.put_u32(4 + 2 + name.len() as u32); // a name is short
     message.put_u8(b'S');
-    message.put_slice(name.as_bytes());
+    message.put_slice(name);
     message.put_u8(0);
     message
 }

@@ -102,6 +102,11 @@ impl Relay {
         None
     }
 
+    /// The server has been asked something for the message at the front.
+    pub(super) fn has_asked(&self) -> bool {
+        self.shaping.waiting || self.shaping.told.is_some() || self.meaning.has_asked()
+    }
+
     /// Asks what the server has made of a statement that is on its way.
     pub(super) fn describe(
         &mut self,
@@ -180,7 +185,7 @@ impl Relay {
         }
     }
 
-    fn close_here(&mut self, id: StatementId, known_as: StatementId, up: &mut Flow) {
+    pub(super) fn close_here(&mut self, id: StatementId, known_as: StatementId, up: &mut Flow) {
         up.insert(&close_message(known_as));
         let note = Note {
             evicted: Some((id, known_as)),

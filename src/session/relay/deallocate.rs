@@ -35,7 +35,7 @@ impl Relay {
             self.held = true;
             return Some(Translated::Incomplete);
         }
-        let statement = sides.memory.names.remove(&name)?;
+        let statement = sides.memory.names.take(&name)?;
         let id = statement.id;
         let here = self.here(id, sides.conn);
         if here.is_none() {

@@ -7,6 +7,7 @@
 use super::causes::Text;
 use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::prepared::StatementId;
+use crate::session::pin::PinReason;
 use crate::session::prepared::{
     EMPTY, Name, Named, Note, PARSE_LEN_MAX, Statement, Used, close_message, effects_of, named,
     parse_message, renamed_front,
@@ -59,14 +60,9 @@ impl Relay {
             return Ok(translated);
         }
         let too_long = header.tag == b'P' && header.frame_len() > PARSE_LEN_MAX;
-        let names = &sides.memory.names;
         Ok(match named(header, sides.up.unread()) {
             Named::No => Translated::Untouched,
             _ if too_long => Translated::Untouched,
-            // Shared statements are read as most clients' are.
-            Named::Parse { name, .. } if !self.plain_strings && names.find(name).is_none() => {
-                Translated::Untouched
-            }
             Named::Endless => {
                 return Err(RelayEnd::ClientFault(Violation::BadName(header.tag)));
             }
@@ -84,6 +80,12 @@ impl Relay {
                 self.bring_sql_prepared(sides);
                 Translated::Untouched
             }
+            // Shared statements are read as most clients' are.
+            Named::Parse { name, .. }
+                if !self.plain_strings && sides.memory.names.find(name).is_none() =>
+            {
+                Translated::Untouched
+            }
             Named::Parse { name, body } => {
                 let (name, body) = (Name::from(name), body.to_vec());
                 self.parse(header, name, &body, sides)
@@ -97,14 +99,31 @@ impl Relay {
                 if header.tag == b'C' {
                     return Ok(self.close(header, name, statement, sides));
                 }
-                self.before_statement(statement.effects, sides);
-                let Some(used) = self.bring(&name, statement, sides) else {
+                let Some(used) = self.fetch(header, &name, statement, sides) else {
                     return Ok(Translated::Incomplete);
                 };
                 let expect = expect.unwrap_or(Expect::Describe);
                 self.use_statement(header, expect, &before, used, sides)
             }
         })
+    }
+
+    /// A statement is about to be used.
+    fn fetch(
+        &mut self,
+        header: Header,
+        name: &Name,
+        statement: Arc<Statement>,
+        sides: &mut Sides<'_>,
+    ) -> Option<Used> {
+        // Once, and not again when the server has answered what it was asked meanwhile.
+        if !self.has_asked() {
+            self.before_statement(statement.effects, sides);
+            if header.tag == b'B' && statement.effects.contains(Effects::STATEMENTS_SHOWN) {
+                self.show_own(sides);
+            }
+        }
+        self.bring(name, statement, sides)
     }
 
     /// A batch before this one is in flight that changes names or statements, or may: whether it does is known when it is
@@ -131,9 +150,11 @@ impl Relay {
         if let Some(existing) = sides.memory.names.find(&name).cloned() {
             return self.refuse_name(header, name, existing, sides);
         }
-        // One that means what it meant at this moment, or what another name means, can't be prepared elsewhere.
+        // One that means what it meant at this moment, or what another name means, can't be prepared elsewhere. While the
+        // backend has names of the client's own, the server alone knows which are in use.
         let can_move = |body| !names_a_moment(body) && !executes(body);
-        if sides.memory.names.is_full() || !can_move(body) {
+        let has_own = self.state.pins.contains(PinReason::NamedStatement);
+        if sides.memory.names.is_full() || !can_move(body) || has_own {
             return Translated::Untouched;
         }
         let Some(scope) = self.scope_now(None, sides) else {
@@ -197,7 +218,7 @@ impl Relay {
         statement: Arc<Statement>,
         sides: &mut Sides<'_>,
     ) -> Translated {
-        sides.memory.names.remove(&name);
+        sides.memory.names.take(&name);
         sides.up.remove(header.frame_len());
         sides.up.insert(&close_message(NOBODY));
         let note = Note {
@@ -220,6 +241,7 @@ impl Relay {
         let statement = &used.statement;
         let text = Text::of_body(&statement.body);
         self.note_text(statement.effects, text);
+        self.resets.note(statement.effects, Some(&statement.body));
         self.note_sequences(statement.effects, text, &mut sides.memory.reads_sequences);
         if statement.effects.contains(Effects::MAY_SET) {
             let bind = sides.up.unread().get(..header.frame_len());
@@ -258,6 +280,10 @@ impl Relay {
             if let Some(known_as) = note.closed {
                 sides.conn.prepared.add_unused(known_as);
             }
+            if let Some(name) = note.shown {
+                sides.conn.shown.retain(|other| *other != name);
+            }
+            sides.conn.shown.extend(note.hidden);
             if let Some(name) = note.sql_prepared {
                 sides.conn.sql_prepared.remove(&name);
             }
@@ -265,7 +291,7 @@ impl Relay {
                 sides.conn.sql_prepared.insert(name, id);
             }
             if let Some(name) = note.named {
-                sides.memory.names.remove(&name);
+                sides.memory.names.take(&name);
             }
             if let Some((name, statement)) = note.unnamed {
                 sides.memory.names.insert(name, statement);

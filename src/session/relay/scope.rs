@@ -58,6 +58,13 @@ enum Asked {
     Known(Settings),
 }
 
+impl Meaning {
+    /// The server has been asked, whether it has answered or not.
+    pub(super) fn has_asked(&self) -> bool {
+        !matches!(self.asked, Asked::No)
+    }
+}
+
 impl Relay {
     /// Settings that decide meanings may have been changed, for this transaction or for longer.
     pub(super) fn touch_meaning(&mut self) {

@@ -12,7 +12,7 @@ use crate::session::pin::PinReason;
 use crate::session::prepared::{Name, Note, PARSE_LEN_MAX, Scope, Statement};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::sql_statements::{
-    SqlStatement, is_one_prepare, may_deallocate, may_use, names_used, quoted,
+    SqlStatement, is_one_prepare, may_deallocate, may_show, may_use, names_used, quoted,
 };
 use crate::session::statement::Effects;
 use crate::wire::flow::Flow;
@@ -45,20 +45,27 @@ impl Relay {
 
     /// A text is about to be sent: it begins the unread bytes.
     pub(super) fn before_sql_text(&mut self, header: Header, sides: &mut Sides<'_>) {
-        if sides.memory.sql.is_empty() {
-            return;
-        }
         let come = header.frame_len().min(sides.up.unread().len());
         let text = &sides.up.unread()[HEADER_LEN.min(come)..come];
         // One that has not come whole is not read.
-        let uses = header.frame_len() > PARSE_LEN_MAX || may_use(text);
+        let too_long = header.frame_len() > PARSE_LEN_MAX;
+        let shows = may_show(text);
+        let uses = !sides.memory.sql.is_empty() && (too_long || may_use(text));
+        if !(shows || uses) {
+            return;
+        }
         let alone = header.tag == b'Q' && !self.replies.is_batch_open();
         if uses {
             // What is used stays; what this takes away the server will tell.
             self.state.settings_touched |= may_deallocate(text);
-            self.bring_sql_prepared(sides);
-            self.sync_behind |= alone && self.replies.is_batch_open();
         }
+        if shows {
+            self.show_own(sides);
+        }
+        if uses {
+            self.bring_sql_prepared(sides);
+        }
+        self.sync_behind |= alone && self.replies.is_batch_open();
     }
 
     /// Prepares what the backend lacks. Whatever is executed may do what any of them does.
@@ -102,11 +109,12 @@ impl Relay {
 
     /// A simple query has passed behind messages of ours that have no Sync: if one of them fails, the server looks at nothing
     /// before this Sync, and its ReadyForQuery is the query's.
-    pub(super) fn sync_behind_query(&mut self, up: &mut Flow) {
+    pub(super) fn sync_behind_query(&mut self, sides: &mut Sides<'_>) {
         if std::mem::take(&mut self.sync_behind) {
+            self.hide_own(sides.conn, sides.up);
             let mut sync = BytesMut::new();
             to_backend::sync(&mut sync);
-            up.insert(&sync);
+            sides.up.insert(&sync);
             self.replies.push(Expect::Sync, ReplyAction::Skip);
         }
     }

@@ -273,11 +273,6 @@ impl Relay {
     /// been reset, and RESET goes back to the login's values.
     fn learn_settings(&mut self, found: Settings, sides: &mut Sides<'_>) {
         let memory = &mut *sides.memory;
-        // RESET leaves a custom parameter empty.
-        let found = match self.state.was_reset {
-            true => found.without_empty(&memory.startup),
-            false => found,
-        };
         // What is missing has been reset, or is not shown to another role.
         let hidden = found.has_role()
             && !self.state.was_reset
@@ -349,6 +344,7 @@ impl Relay {
             .for_each(|(name, statement)| names.insert(name, statement));
         sides.conn.prepared.clear();
         sides.conn.sql_prepared.clear();
+        sides.conn.shown.clear();
         sides.memory.sql.clear();
         for id in self.replies.notes().filter_map(|note| note.prepared) {
             sides.conn.prepared.restore(id, id);

@@ -99,6 +99,10 @@ impl Relay {
                         break;
                     }
                     Next::Frame {
+                        need: Need::UnnamedStatement,
+                        ..
+                    } if self.awaits_reading(sides) => break,
+                    Next::Frame {
                         header,
                         expect,
                         need,
@@ -117,7 +121,7 @@ impl Relay {
             sides.up.pass(count);
             if self.requests.at_boundary() {
                 self.restore_behind_query(sides);
-                self.sync_behind_query(sides.up);
+                self.sync_behind_query(sides);
             }
         }
         Ok(())
@@ -174,6 +178,7 @@ impl Relay {
         }
         if header.tag == b'S' {
             self.restore_before_sync(sides);
+            self.hide_own(sides.conn, sides.up);
         }
         let note = self.note_unnamed(header, sides);
         let note = match self.renamed.take() {
@@ -252,14 +257,26 @@ impl Relay {
         }
     }
 
+    /// The unnamed statement has to be prepared here, and the server is being asked how it reads literals now.
+    fn awaits_reading(&mut self, sides: &mut Sides<'_>) -> bool {
+        let has_reading =
+            matches!(&sides.memory.unnamed, Unnamed::Kept(kept) if kept.reading.is_some());
+        if self.unnamed_here || !has_reading {
+            return false;
+        }
+        let scope = self.scope_now(None, sides);
+        self.reading_now = scope.map(|scope| scope.reading);
+        self.reading_now.is_none()
+    }
+
     /// The unnamed statement was prepared on another backend, or never: prepare it here, or make sure that nobody
     /// else's is used.
     fn bring_unnamed(&mut self, sides: &mut Sides<'_>) {
         self.unnamed_here = true;
         let before = std::mem::take(&mut sides.memory.unnamed);
         let kept = match before {
-            Unnamed::Kept(kept) if kept.reading.is_none() || !self.is_meaning_touched() => kept,
-            _ => {
+            Unnamed::Kept(kept) => kept,
+            Unnamed::None | Unnamed::TooLong => {
                 sides.up.insert(CLOSE_UNNAMED);
                 let note = note_replaced(Unnamed::None);
                 return self
@@ -267,7 +284,8 @@ impl Relay {
                     .push_noted(Expect::Close, ReplyAction::Skip, note);
             }
         };
-        let now = Scope::of(&sides.memory.settings).reading;
+        let now = self.reading_now.take();
+        let now = now.unwrap_or_else(|| Scope::of(&sides.memory.settings).reading);
         let note = note_replaced(Unnamed::Kept(kept.clone()));
         let push = |relay: &mut Self| {
             let action = ReplyAction::Skip;

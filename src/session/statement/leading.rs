@@ -142,6 +142,7 @@ impl Leading {
             | b"pg_advisory_lock_shared"
             | b"pg_try_advisory_lock"
             | b"pg_try_advisory_lock_shared" => Effects::ADVISORY_LOCK,
+            b"pg_prepared_statements" => Effects::STATEMENTS_SHOWN,
             b"nextval" | b"setval" => Effects::SEQUENCE_WRITE,
             b"currval" | b"lastval" => Effects::SEQUENCE_READ,
             b"pg_notify" => Effects::NOTIFY,

@@ -1,6 +1,6 @@
 //! A prepared text has the types that it had when its client prepared it; who prepares it later gets those of then.
 
-use super::{database, proxy};
+use super::{HERE, database, proxy};
 use crate::support::frames::{bind, column, describe_statement, errors, execute, parse, sync};
 use crate::support::{Database, Proxy, RawClient};
 
@@ -103,9 +103,9 @@ async fn clients_that_prepare_the_same_share_it_and_leave_no_names_behind() {
         assert_eq!(column(&client.ask(&run_with("s", &["1"])).await), ["2"]);
         clients.push(client);
     }
-    let shared = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pgsluice%'";
+    db.execute(HERE).await;
     let (last, _) = clients.split_last_mut().unwrap();
     // The last one's own is closed with the next message that may carry it.
     last.ask(&run_with("s", &["1"])).await;
-    assert_eq!(last.value(shared).await, "1");
+    assert_eq!(last.value("SELECT statements_here()").await, "1");
 }

@@ -243,3 +243,77 @@ async fn what_it_sets_when_it_is_executed_follows_too() {
     }
     it.no_pins().await;
 }
+
+#[tokio::test]
+async fn the_view_shows_a_session_its_own_and_nobody_elses() {
+    let mut it = Moves::new().await;
+    let mut other = it.proxy.raw(&it.db).await;
+    for (client, name) in [(&mut it.client, "mine"), (&mut other, "theirs")] {
+        for n in 0..3 {
+            let sql = format!("SELECT '{name} {n}'");
+            let prepare = [parse(&format!("{name}_{n}"), &sql), sync()].concat();
+            client.ask(&prepare).await;
+        }
+    }
+    it.client.query("PREPARE by_sql AS SELECT 1").await;
+    let view = "SELECT name || ':' || statement FROM pg_prepared_statements ORDER BY name";
+    let expected = [
+        "by_sql:PREPARE by_sql AS SELECT 1",
+        "mine_0:SELECT 'mine 0'",
+        "mine_1:SELECT 'mine 1'",
+        "mine_2:SELECT 'mine 2'",
+    ];
+    for _ in 0..3 {
+        it.elsewhere().await;
+        for message in both(view) {
+            assert_eq!(column(&it.client.ask(&message).await), expected);
+        }
+        // All of them can be used, and nobody else's is in the way.
+        let run = [bind("", "mine_1", &[]), execute("", 0), sync()].concat();
+        assert_eq!(column(&it.client.ask(&run).await), ["mine 1"]);
+        let stranger = it.proxy.raw(&it.db).await.query(view).await;
+        assert_eq!(column(&stranger), [""; 0]);
+        let run = [bind("", "theirs_1", &[]), execute("", 0), sync()].concat();
+        assert_eq!(column(&other.ask(&run).await), ["theirs 1"]);
+    }
+    let prepare = [
+        parse("asks", "SELECT count(*) FROM pg_prepared_statements"),
+        sync(),
+    ]
+    .concat();
+    it.client.ask(&prepare).await;
+    for _ in 0..2 {
+        it.elsewhere().await;
+        let run = [bind("", "asks", &[]), execute("", 0), sync()].concat();
+        assert_eq!(column(&it.client.ask(&run).await), ["5"]);
+    }
+    it.client.query("DEALLOCATE asks").await;
+    // In a batch that fails, what was shown is taken away by whoever comes next.
+    let failing = [
+        parse("", view),
+        bind("", "", &[]),
+        execute("", 0),
+        parse("", "SELECT 1/0"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ]
+    .concat();
+    assert_eq!(errors(&it.client.ask(&failing).await), ["22012"]);
+    assert_eq!(
+        column(
+            &other
+                .query("SELECT count(*) FROM pg_prepared_statements")
+                .await
+        ),
+        ["3"]
+    );
+    it.client.query("DEALLOCATE mine_1").await;
+    assert_eq!(
+        it.client
+            .value("SELECT count(*) FROM pg_prepared_statements")
+            .await,
+        "3"
+    );
+    it.no_pins().await;
+}
