@@ -103,7 +103,7 @@ pub(super) fn describe(end: &RelayEnd, client_knows: bool) -> (CloseReason, Opti
         }
         RelayEnd::ListeningUnknown => {
             let text = "terminating connection: it listens through pgsluice's shared listener, and \
-                        which channels an UNLISTEN behind a rollback has left can't be told";
+                        what it should hear can't be told any more";
             (
                 CloseReason::ListeningUnknown,
                 fatal(SqlState::FEATURE_NOT_SUPPORTED, text),

@@ -240,19 +240,22 @@ impl Relay {
 
     fn needs_channels(&self, header: Header, sides: &Sides<'_>) -> bool {
         let frame = sides.up.unread();
-        let effects = match header.tag {
-            b'Q' | b'P' => effects_of(frame, self.plain_strings),
+        let (effects, text) = match header.tag {
+            b'Q' | b'P' => (effects_of(frame, self.plain_strings), frame),
             b'B' => match (named(header, frame), &sides.memory.unnamed) {
-                (Named::Use { name, .. }, _) => {
-                    let statement = sides.memory.names.find(name);
-                    statement.map(|statement| statement.effects)
-                }
-                (_, Unnamed::Kept(kept)) => Some(kept.effects),
-                _ => None,
+                (Named::Use { name, .. }, _) => match sides.memory.names.find(name) {
+                    Some(statement) => (Some(statement.effects), &statement.body[..]),
+                    None => return false,
+                },
+                (_, Unnamed::Kept(kept)) => (Some(kept.effects), &kept.parse[..]),
+                _ => return false,
             },
-            _ => None,
+            _ => return false,
         };
-        effects.is_some_and(|effects| effects.contains(Effects::NEEDS_CHANNELS))
+        effects.is_some_and(|effects| {
+            let sets = effects.contains(Effects::SETTINGS);
+            effects.contains(Effects::NEEDS_CHANNELS) || (sets && may_change_encoding(text))
+        })
     }
 }
 
@@ -260,4 +263,13 @@ impl Relay {
 fn has_servers_encoding(conn: &BackendConnection) -> bool {
     let encoding = conn.parameters.get("client_encoding");
     encoding.is_some() && encoding == conn.parameters.get("server_encoding")
+}
+
+/// `client_encoding`, `NAMES`, or RESET's `ALL` in any case, or a part of another word. The listener's notifications are
+/// not for a session with another encoding: it must be here before that changes.
+fn may_change_encoding(text: &[u8]) -> bool {
+    [&b"encoding"[..], b"names", b"all"].iter().any(|word| {
+        let mut windows = text.windows(word.len());
+        windows.any(|window| window.eq_ignore_ascii_case(word))
+    })
 }

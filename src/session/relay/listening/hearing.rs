@@ -122,10 +122,12 @@ impl Relay {
         let mut notifications = BytesMut::new();
         let some = subscription.take(&mut notifications, bytes_max);
         if some {
-            // A client that has just changed its client_encoding reads what is not ASCII otherwise.
-            self.listening.unsure |=
-                !has_servers_encoding(sides.conn) && !are_ascii(&notifications);
-            self.down.insert(&notifications);
+            // A client that has changed its client_encoding unseen would misread what is not ASCII: it is ended.
+            if has_servers_encoding(sides.conn) || are_ascii(&notifications) {
+                self.down.insert(&notifications);
+            } else {
+                self.listening.unsure = true;
+            }
         }
         some
     }
