@@ -52,6 +52,7 @@ STEPS = {
     "operation": cargo_test("config_cli", "limits", "observability"),
     "release build": RELEASE,
     "drivers": [sys.executable, "tests/drivers/run.py"],
+    "crowd": [sys.executable, "tests/transparency/crowd.py"],
     "load": [sys.executable, "tests/load/run.py"],
     "regress": [sys.executable, "tests/transparency/regress.py"],
 }
@@ -61,7 +62,7 @@ SUBJECTS = {
     "core": ["unit", "integration"],
     "drivers": ["release build", "drivers"],
     "load": ["release build", "load"],
-    "transparency": ["relay", "release build", "drivers", "regress"],
+    "transparency": ["relay", "release build", "drivers", "crowd", "regress"],
     "credentials": ["login"],
     "resilience": ["faults", "release build", "load"],
     "operators": ["operation"],
@@ -69,13 +70,15 @@ SUBJECTS = {
     "cache": [],
 }
 
-ALL = [*SUBJECTS["lint"], "cargo test", "release build", "drivers", "load", "regress"]
+ALL = [*SUBJECTS["lint"], "cargo test", "release build", "drivers", "crowd", "load", "regress"]
 
 
 def why_not(name):
     """Why this step can't be run here; None if it can. Only what is optional may be left out."""
     if name == "licences and bans" and not shutil.which("cargo-deny"):
         return "cargo-deny is not installed (cargo install cargo-deny)"
+    if name == "regress" and not any((ROOT / "target/regress").glob("*/sql")):
+        return "the sources of PostgreSQL can't be had (tests/transparency/fetch_regress.sh)"
     return None
 
 

@@ -65,6 +65,13 @@ impl PreparedHere {
         evicted
     }
 
+    /// [`Self::insert`] of one that nobody will use: it goes first.
+    pub fn insert_unused(&mut self, id: StatementId) -> Option<(StatementId, StatementId)> {
+        let evicted = self.insert(id);
+        self.names.demote(&id);
+        evicted
+    }
+
     /// One that was to go is still here.
     pub fn restore(&mut self, id: StatementId, name: StatementId) {
         self.names.put(id, name);

@@ -1,6 +1,7 @@
 //! The metric families: names, help texts, labels.
 
 use super::listen::ListenFamilies;
+use super::picture::Picture;
 use prometheus::core::Collector;
 use prometheus::{
     CounterVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
@@ -17,6 +18,8 @@ const SESSION: &[&str] = &["endpoint", "database", "user"];
 
 /// All families.
 pub(super) struct Families {
+    /// Taken at each scrape.
+    pub(super) picture: Picture,
     pub(super) client: ClientFamilies,
     pub(super) pool: PoolFamilies,
 }
@@ -109,6 +112,7 @@ impl Families {
         );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self {
+            picture: Picture::default(),
             client: ClientFamilies::register(&r),
             pool: PoolFamilies::register(&r),
         }

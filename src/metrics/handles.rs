@@ -2,6 +2,7 @@
 
 use super::families::{Families, PinFamilies};
 use super::listen::ListenMetrics;
+use super::picture::Picture;
 use prometheus::{Counter, Histogram, IntCounter, IntCounterVec, IntGauge};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -249,6 +250,7 @@ pub struct PoolMetrics {
     failed: IntCounter,
     /// By state, plain then encrypted.
     states: Arc<[[IntGauge; 2]; 4]>,
+    picture: Picture,
     pin: PinFamilies,
     replays: IntCounter,
     /// What it does with listening.
@@ -288,6 +290,7 @@ impl PoolMetrics {
                 .database_setup
                 .with_label_values(&with("failed")),
             states: Arc::new(states),
+            picture: families.picture.clone(),
             pin: families.pool.pin.clone(),
             replays: families.pool.replays.with_label_values(&labels),
             listen: ListenMetrics::new(&families.pool.listen, &labels),
@@ -381,6 +384,7 @@ impl PoolMetrics {
     pub fn connection(&self) -> BackendGauge {
         let gauge = BackendGauge {
             states: self.states.clone(),
+            picture: self.picture.clone(),
             state: BackendState::Connecting,
             tls: false,
         };
@@ -427,6 +431,7 @@ impl PoolMetrics {
 /// One backend in `database_connections`.
 pub struct BackendGauge {
     states: Arc<[[IntGauge; 2]; 4]>,
+    picture: Picture,
     state: BackendState,
     tls: bool,
 }
@@ -439,6 +444,7 @@ impl BackendGauge {
     /// It does something else now.
     pub fn set_state(&mut self, state: BackendState) {
         if state != self.state {
+            let _moving = self.picture.moving();
             self.current().dec();
             self.state = state;
             self.current().inc();
@@ -447,6 +453,7 @@ impl BackendGauge {
 
     /// It is encrypted, or not.
     pub fn set_tls(&mut self, tls: bool) {
+        let _moving = self.picture.moving();
         self.current().dec();
         self.tls = tls;
         self.current().inc();

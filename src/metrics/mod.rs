@@ -6,6 +6,7 @@
 mod families;
 mod handles;
 mod listen;
+mod picture;
 
 pub use handles::{
     BackendGauge, BackendState, ClientGauge, EndpointMetrics, PinGuard, PoolMetrics,
@@ -56,7 +57,10 @@ impl Metrics {
     /// Everything, in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+        let taking = self.families.picture.taking();
+        let gathered = self.registry.gather();
+        drop(taking);
+        if let Err(error) = TextEncoder::new().encode(&gathered, &mut text) {
             tracing::error!(%error, "the metrics could not be written");
         }
         String::from_utf8_lossy(&text).into_owned()
@@ -132,6 +136,7 @@ fn shared<K: Hash + Eq, V>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     fn value(metrics: &Metrics, start: &str) -> Option<f64> {
@@ -167,6 +172,30 @@ mod tests {
         assert_eq!(value(&metrics, &series("idle")), Some(0.0));
         drop(backend);
         assert_eq!(value(&metrics, &series("closing")), Some(0.0));
+    }
+
+    #[test]
+    fn a_backend_that_moves_is_seen_once() {
+        let metrics = Metrics::new();
+        let mut backend = metrics.pool("t", "d", "u").connection();
+        let seen = |text: &str| -> f64 {
+            let lines = text.lines();
+            let states = lines.filter(|line| line.starts_with("pgsluice_database_connections{"));
+            let counts = states.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+            counts.sum()
+        };
+        let over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    backend.set_state(BackendState::Borrowed);
+                    backend.set_state(BackendState::Idle);
+                }
+            });
+            let all: Vec<f64> = (0..500).map(|_| seen(&metrics.render())).collect();
+            over.store(true, Ordering::Relaxed);
+            assert!(all.iter().all(|seen| *seen == 1.0), "{all:?}");
+        });
     }
 
     #[tokio::test(start_paused = true)]

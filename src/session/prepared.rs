@@ -321,6 +321,8 @@ pub struct Note {
     pub closed: Option<StatementId>,
     /// The client's unnamed statement before this message took its place.
     pub replaced_unnamed: Option<Unnamed>,
+    /// The backend had that one.
+    pub unnamed_was_here: bool,
     /// The name that SQL's PREPARE gets on the backend.
     pub sql_prepared: Option<String>,
     /// The name that SQL's DEALLOCATE takes from the backend, and what it was.

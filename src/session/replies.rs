@@ -17,7 +17,6 @@ mod expect;
 pub use expect::{Expect, ReplyAction};
 
 use super::prepared::Note;
-use super::requests::Unnamed;
 use expect::answers;
 use std::collections::VecDeque;
 
@@ -192,15 +191,11 @@ impl PendingReplies {
             .filter_map(|entry| entry.note.as_deref())
     }
 
-    /// What stood before the next message in flight that takes the unnamed statement's place.
-    pub fn next_replacing_unnamed(&mut self) -> Option<&mut Unnamed> {
-        let notes = self
-            .entries
-            .iter_mut()
-            .filter_map(|entry| entry.note.as_mut());
-        notes
-            .filter_map(|note| note.replaced_unnamed.as_mut())
-            .next()
+    /// The note of the next message in flight that takes the unnamed statement's place.
+    pub fn next_replacing_unnamed(&mut self) -> Option<&mut Note> {
+        let notes = self.entries.iter_mut();
+        let mut notes = notes.filter_map(|entry| entry.note.as_deref_mut());
+        notes.find(|note| note.replaced_unnamed.is_some())
     }
 
     /// A message of an earlier batch in flight concerns something.
@@ -210,6 +205,12 @@ impl PendingReplies {
         earlier
             .filter_map(|entry| entry.note.as_deref())
             .any(concerns)
+    }
+
+    /// A batch of the client's before the one that is open, or that comes next, is in flight.
+    pub fn has_earlier_batch(&self) -> bool {
+        let mut all = self.entries.iter();
+        all.any(|entry| entry.ends_batch() && entry.action == ReplyAction::Forward)
     }
 
     /// The last message in flight that concerns something belongs to an earlier batch: if that batch fails, the message

@@ -2,14 +2,15 @@
 
 use super::names::Translated;
 use super::{Relay, Sides};
+use crate::backend::prepared::StatementId;
 use crate::session::deallocate::{begins_deallocate, deallocate_message, deallocated};
 use crate::session::prepared::{EMPTY, Note, PARSE_LEN_MAX, parse_message};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::wire::frame::{HEADER_LEN, Header};
 
 impl Relay {
-    /// SQL's DEALLOCATE of a name of the protocol's, as some drivers send it: it is carried out on the name that the
-    /// backend knows.
+    /// SQL's DEALLOCATE of a name of the protocol's, as some drivers send it: it is carried out on a statement made for it.
+    /// The shared one stays for others.
     pub(super) fn deallocate(
         &mut self,
         header: Header,
@@ -36,25 +37,22 @@ impl Relay {
             return Some(Translated::Incomplete);
         }
         let statement = sides.memory.names.take(&name)?;
-        let id = statement.id;
-        let here = self.here(id, sides.conn);
-        if here.is_none() {
-            self.evict(id, sides.conn, sides.up);
-            // Anything of that name will do, and an empty text is never refused: a query behind a Parse that fails is
-            // skipped.
-            sides.up.insert(&parse_message(id, EMPTY));
-            self.replies.push(Expect::Parse, ReplyAction::Skip);
+        let id = StatementId(sides.memory.statements.next_id());
+        // It may never be carried out: then it is there until room is needed.
+        if let Some((least_used, known_as)) = sides.conn.prepared.insert_unused(id) {
+            self.close_here(least_used, known_as, sides.up);
         }
-        sides.conn.prepared.remove(id);
-        let known_as = here.unwrap_or(id);
+        // An empty text is never refused: a query behind a Parse that fails is skipped.
+        sides.up.insert(&parse_message(id, EMPTY));
+        self.replies.push(Expect::Parse, ReplyAction::Skip);
         let before = std::mem::take(&mut sides.memory.unnamed);
-        self.unnamed_here = true;
+        let was_here = std::mem::replace(&mut self.unnamed_here, true);
         sides.up.remove(header.frame_len());
-        sides.up.insert(&deallocate_message(header.tag, known_as));
+        sides.up.insert(&deallocate_message(header.tag, id));
         let note = Note {
-            evicted: Some((id, known_as)),
             unnamed: Some((name, statement)),
             replaced_unnamed: Some(before),
+            unnamed_was_here: was_here,
             ..Note::default()
         };
         let expect = match header.tag {

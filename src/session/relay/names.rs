@@ -136,8 +136,8 @@ impl Relay {
                 || note.evicted.is_some()
                 || note.described.is_some()
         };
-        let ended = self.replies.outstanding() > 0 && !self.replies.is_batch_open();
-        self.replies.has_earlier(changes) || (ended && self.is_doubtful())
+        self.replies.has_earlier(changes)
+            || (self.replies.has_earlier_batch() && self.is_doubtful())
     }
 
     fn parse(
@@ -298,13 +298,19 @@ impl Relay {
             }
             if let Some(before) = note.replaced_unnamed {
                 // A Parse that fails leaves no unnamed statement; one that is skipped leaves the one before.
-                let left = if note.failed { Unnamed::None } else { before };
+                let (left, here) = match note.failed {
+                    true => (Unnamed::None, false),
+                    false => (before, note.unnamed_was_here),
+                };
                 match self.replies.next_replacing_unnamed() {
                     // Another has taken its place since.
-                    Some(next) => *next = left,
+                    Some(next) => {
+                        next.replaced_unnamed = Some(left);
+                        next.unnamed_was_here = here;
+                    }
                     None => {
                         sides.memory.unnamed = left;
-                        self.unnamed_here = false;
+                        self.unnamed_here = here;
                     }
                 }
             }

@@ -15,6 +15,7 @@ use crate::session::prepared::{Note, Scope, Statement};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::survey::Survey;
 use crate::wire::flow::Flow;
+use crate::wire::from_backend::TxStatus;
 use crate::wire::to_backend;
 use bytes::BytesMut;
 use std::collections::BTreeSet;
@@ -87,9 +88,14 @@ impl Relay {
         statement: Option<&Statement>,
         sides: &mut Sides<'_>,
     ) -> Option<Scope> {
-        // What stands behind an error is not looked at.
-        if !self.is_meaning_touched() || self.replies.is_skipping() {
+        // What stands behind an error is not looked at, and a failed transaction answers no question.
+        let fails = self.replies.is_skipping() || sides.conn.status == TxStatus::Failed;
+        if !self.is_meaning_touched() || fails {
             return Some(Scope::of(&sides.memory.settings));
+        }
+        if self.transaction_may_fail(sides) {
+            self.held = true;
+            return None;
         }
         match std::mem::take(&mut self.meaning.asked) {
             Asked::Known(settings) => return Some(Scope::of(&settings)),

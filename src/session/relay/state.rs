@@ -59,6 +59,8 @@ pub(super) struct StateLeft {
     doubtful: bool,
     /// The transaction has changed settings: which a text was read under is not known.
     pub(super) unsure: bool,
+    /// A text in flight may begin a transaction.
+    opens: bool,
     /// DISCARD ALL has run; its ReadyForQuery has not come yet.
     discarding: bool,
 }
@@ -104,6 +106,7 @@ impl Relay {
         self.state.reset |= effects.contains(Effects::RESET);
         self.state.opaque |= effects.contains(Effects::OPAQUE);
         self.state.doubtful |= effects.contains(Effects::MAY_RELEASE.union(Effects::OPAQUE));
+        self.state.opens |= effects.contains(Effects::TRANSACTION.union(Effects::OPAQUE));
         self.state.may_release |= effects.contains(Effects::MAY_RELEASE);
         self.listening.note(effects);
         self.state.listening_touched |= effects.contains(Effects::CHANGES_LISTENING);
@@ -151,6 +154,13 @@ impl Relay {
     pub(super) fn is_doubtful(&mut self) -> bool {
         self.state.doubtful &= !self.replies.is_settled();
         self.state.doubtful
+    }
+
+    /// A batch before this one is in flight in a transaction, or may begin one: whether it fails, the server knows.
+    pub(super) fn transaction_may_fail(&mut self, sides: &Sides<'_>) -> bool {
+        self.state.opens &= !self.replies.is_settled();
+        let within = self.state.opens || sides.conn.status == TxStatus::InTransaction;
+        within && self.replies.has_earlier_batch()
     }
 
     /// The backend has what no text explains.

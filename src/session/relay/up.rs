@@ -220,11 +220,11 @@ impl Relay {
         let before = std::mem::take(&mut sides.memory.unnamed);
         // With nothing before it a simple query can't be skipped, and it drops the unnamed statement even if it fails.
         let certain = !parse && self.replies.is_settled();
-        self.unnamed_here = true;
+        let was_here = std::mem::replace(&mut self.unnamed_here, true);
         self.state.pins.remove(PinReason::UnnamedStatement);
         match certain {
             true => None,
-            false => note_replaced(before),
+            false => note_replaced(before, was_here),
         }
     }
 
@@ -243,11 +243,13 @@ impl Relay {
     /// The unnamed statement that `frame` prepares, with what its literals are read under. Where the proxy can't know that, or
     /// where they name the moment, no other backend can have it: there it is an error.
     fn in_its_reading(&self, unnamed: Unnamed, frame: &[u8], settings: &Settings) -> Unnamed {
+        // What stands before the text may look like a quote.
+        let text = frame.get(HEADER_LEN + 1..).unwrap_or_default();
         match unnamed {
             // The name that it executes is another's business.
             Unnamed::Kept(kept) if kept.effects.contains(Effects::SQL_EXECUTE) => Unnamed::None,
-            Unnamed::Kept(kept) if frame.get(HEADER_LEN) == Some(&0) && has_literal(frame) => {
-                if self.is_meaning_touched() || names_a_moment(frame) {
+            Unnamed::Kept(kept) if frame.get(HEADER_LEN) == Some(&0) && has_literal(text) => {
+                if self.is_meaning_touched() || names_a_moment(text) {
                     return Unnamed::None;
                 }
                 let reading = Some(Scope::of(settings).reading);
@@ -278,7 +280,7 @@ impl Relay {
             Unnamed::Kept(kept) => kept,
             Unnamed::None | Unnamed::TooLong => {
                 sides.up.insert(CLOSE_UNNAMED);
-                let note = note_replaced(Unnamed::None);
+                let note = note_replaced(Unnamed::None, false);
                 return self
                     .replies
                     .push_noted(Expect::Close, ReplyAction::Skip, note);
@@ -286,7 +288,7 @@ impl Relay {
         };
         let now = self.reading_now.take();
         let now = now.unwrap_or_else(|| Scope::of(&sides.memory.settings).reading);
-        let note = note_replaced(Unnamed::Kept(kept.clone()));
+        let note = note_replaced(Unnamed::Kept(kept.clone()), false);
         let push = |relay: &mut Self| {
             let action = ReplyAction::Skip;
             relay.replies.push_noted(Expect::Parse, action, note);
@@ -341,10 +343,11 @@ fn note_used(note: Option<Box<Note>>, used: Used) -> Box<Note> {
     note
 }
 
-/// Another unnamed statement takes the place of `before`.
-fn note_replaced(before: Unnamed) -> Option<Box<Note>> {
+/// Another unnamed statement takes the place of `before`, which the backend had or had not.
+fn note_replaced(before: Unnamed, was_here: bool) -> Option<Box<Note>> {
     Some(Box::new(Note {
         replaced_unnamed: Some(before),
+        unnamed_was_here: was_here,
         ..Note::default()
     }))
 }

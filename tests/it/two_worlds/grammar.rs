@@ -5,6 +5,16 @@
 //!   startup parameters make no RESET inside one.
 //! - `pg_prepared_statements` shows statements of the proxy's own: nobody reads it.
 //! - The server's schema for temporary objects is there on a backend that has had some: nobody names pg_temp.
+//! - DEALLOCATE counts when it is prepared without a name, not when it runs; and an unnamed statement with a literal in it
+//!   is an error where the proxy can't tell how the literal was read. Such a statement is used in its own batch alone.
+//! - Where names are looked up again (search_path, role), PostgreSQL reads literals again, too, and the proxy does not:
+//!   a session either changes these or has literals in statements with a name.
+//! - DISCARD PLANS makes the backend read literals again, also those of statements that others share: nobody sends it.
+//! - SQL's EXECUTE of a statement of the protocol's speaks of the proxy's name for it when its arguments are wrong; and an
+//!   error in the text of a PREPARE whose name is in use points elsewhere: the names are different (`q…` and `s…`).
+//! - DEALLOCATE ALL and DISCARD ALL do not count for what is behind them in the same batch: nothing is.
+//! - What another backend prepares anew after DDL has the new types, where PostgreSQL says that the old plan is no good:
+//!   statements about the table of one's own are used in their own batch alone.
 //! - A parameter of one's own that was set and reset is '' where it was set, and NULL elsewhere: read with coalesce.
 //! - What a function called in a SELECT sets for good is not seen: functions here set what ends with them, or with the
 //!   transaction; DO and CALL set for good.
@@ -111,6 +121,12 @@ struct Maker<'a> {
     /// Of statements that are sent by the extended protocol.
     extended_percent: usize,
     in_transaction: bool,
+    /// It changes where names are looked up, or by whom; else it uses literals in statements that have a name.
+    changes_place: bool,
+    /// There may be an unnamed statement that no later batch may use.
+    leaves_unnamed: bool,
+    /// It has a table of its own.
+    has_table: bool,
     has_startup: bool,
     /// Names of the protocol, and how many arguments their statement takes, as far as is known.
     arguments: HashMap<&'static str, usize>,
@@ -132,17 +148,23 @@ pub fn script(seed: u64, role: &str) -> Script {
         random,
         role,
         in_transaction: false,
+        changes_place: kinds.contains(&Kind::Role) || kinds.len() % 2 == 0,
+        leaves_unnamed: false,
+        has_table: kinds.contains(&Kind::Ddl),
         has_startup: !startup.is_empty(),
         arguments: HashMap::new(),
         steps: Vec::new(),
     };
     let length = 8 + maker.random.below(28);
+    if maker.has_table {
+        maker.steps.push(Step::query(objects::CREATE));
+    }
     while maker.steps.len() < length {
         maker.advance(&kinds);
     }
     maker.steps.push(Step::query("ROLLBACK"));
     maker.steps.push(Step::query(settings::READ_ALL));
-    if kinds.contains(&Kind::Ddl) {
+    if maker.has_table {
         maker.steps.push(Step::query(objects::DROP));
     }
     Script {
@@ -173,7 +195,7 @@ impl Maker<'_> {
             Kind::Deallocate => {
                 self.one_of(&["DEALLOCATE s1", "DEALLOCATE PREPARE s2", "DEALLOCATE ALL"]);
             }
-            Kind::Discard => self.one_of(&["DISCARD ALL", "DISCARD PLANS", "DISCARD TEMP"]),
+            Kind::Discard => self.one_of(&["DISCARD ALL", "DISCARD TEMP"]),
             Kind::Do => self.one_of(settings::DOES),
             Kind::Call => self.one_of(&["CALL public.sets('called')", "CALL public.sets(NULL)"]),
             Kind::Function => {
@@ -191,12 +213,28 @@ impl Maker<'_> {
         }
     }
 
+    /// Literals are read again where names are looked up again: when, the proxy can't know.
+    fn fits(&self, name: &str, sql: &str) -> bool {
+        let changes = ["SET", "RESET", "DO", "SELECT set_config"];
+        let place = ["search_path", " ROLE", "AUTHORIZATION"];
+        match self.changes_place {
+            true => name.is_empty() || !sql.contains("'::"),
+            false => {
+                !changes.iter().any(|verb| sql.starts_with(verb))
+                    || !place.iter().any(|name| sql.contains(name))
+            }
+        }
+    }
+
     /// One statement, by either protocol.
     fn statement(&mut self, sql: &str) {
+        if !self.fits("", sql) {
+            return;
+        }
         if !self.random.percent(self.extended_percent) {
             return self.steps.push(Step::query(sql));
         }
-        self.arguments.insert("", 0);
+        self.prepares("", sql, 0);
         self.steps.push(Step(vec![
             Message::Parse(String::new(), sql.to_owned()),
             Message::Bind(String::new(), String::new(), Vec::new()),
@@ -204,6 +242,19 @@ impl Maker<'_> {
             Message::Execute(String::new(), 0),
             Message::Sync,
         ]));
+    }
+
+    /// An unnamed statement is used by a later batch only where it means the same there.
+    fn prepares(&mut self, name: &'static str, sql: &str, arguments: usize) {
+        let varies = sql.contains(['\'', '{'])
+            || sql.starts_with("DEALLOCATE")
+            || sql.starts_with("DISCARD");
+        if name.is_empty() && varies {
+            self.arguments.remove(name);
+            self.leaves_unnamed = true;
+        } else {
+            self.arguments.insert(name, arguments);
+        }
     }
 
     fn one_of(&mut self, among: &[&str]) {

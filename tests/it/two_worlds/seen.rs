@@ -58,7 +58,11 @@ impl Seen {
     }
 }
 
-/// currval and lastval may have no answer where PostgreSQL has one, and then say so; another client's value they never give.
+/// Differences that are known:
+/// - currval and lastval may have no answer where PostgreSQL has one, and then say so; another client's value they never
+///   give.
+/// - What is wrong with the use of a statement is not said where the backend lacks the statement and can't prepare it: its
+///   transaction has failed, or a table is not found any more.
 fn is_accepted(step: Option<&Step>, directly: &[Frame], through: &[Frame]) -> bool {
     let asks_alone = step.is_some_and(|step| {
         step.0.len() == 1
@@ -66,8 +70,16 @@ fn is_accepted(step: Option<&Step>, directly: &[Frame], through: &[Frame]) -> bo
                 text.starts_with("SELECT currval(") || text.starts_with("SELECT lastval(")
             })
     });
-    let refused = |frames: &[Frame]| matches!(frames, [error, _] if error.tag == b'E' && error.sqlstate() == "55000");
-    asks_alone && refused(through) && directly.last() == through.last()
+    let is_error = |frame: &Frame, code| frame.tag == b'E' && frame.sqlstate() == code;
+    if asks_alone && through.len() == 2 {
+        return is_error(&through[0], "55000") && directly.last() == through.last();
+    }
+    let mut pairs = directly.iter().zip(through);
+    directly.len() == through.len()
+        && pairs.all(|(directly, through)| {
+            let unprepared = is_error(through, "25P02") || is_error(through, "42P01");
+            directly == through || directly.tag == b'E' && unprepared
+        })
 }
 
 /// Without what can't be the same twice.

@@ -28,14 +28,18 @@ const TEXTS: &[(&str, usize)] = &[
     ),
     ("SELECT '01/02/2020'::date", 0),
     ("SELECT $1::date, $1::timestamptz", 1),
-    ("SELECT * FROM public.own_{tag}", 0),
-    ("INSERT INTO public.own_{tag} VALUES ($1)", 1),
     ("SELECT generate_series(1, 5)", 0),
     ("SELECT 1/0", 0),
     ("SELECT 10 / ($1::int - 7)", 1),
     ("SELECT nothing FROM t", 0),
     ("SELEC", 0),
     ("", 0),
+];
+
+const OF_OWN_TABLE: &[(&str, usize)] = &[
+    ("SELECT * FROM public.own_{tag}", 0),
+    ("SELECT a FROM public.own_{tag}", 0),
+    ("INSERT INTO public.own_{tag} (a) VALUES ($1)", 1),
 ];
 
 /// Only where a transaction may begin and end.
@@ -59,16 +63,22 @@ impl Batch {
     /// One batch, and its Sync.
     pub fn add(&mut self, maker: &mut Maker<'_>, names: &[&'static str]) {
         let in_pipeline = names.len() > 3;
+        if std::mem::take(&mut maker.leaves_unnamed) {
+            self.add_message(Message::CloseStatement(String::new()));
+            self.add_message(Message::Sync);
+        }
         if in_pipeline && maker.random.percent(15) {
             let sql =
                 (maker.random).pick(&["SELECT v FROM t", "SET search_path = two", "SELECT 1/0"]);
+            let sql = if maker.fits("", sql) { sql } else { "" };
             return self.add_message(Message::Query(sql.to_owned()));
         }
         if in_pipeline && maker.random.percent(20) {
             let sql = maker.random.pick(CONTROL);
-            maker.arguments.insert("", 0);
+            maker.prepares("", sql, 0);
             self.add_message(Message::Parse(String::new(), sql.to_owned()));
-            self.run(maker, "", 0);
+            self.add_message(Message::Bind(String::new(), String::new(), Vec::new()));
+            self.add_message(Message::Execute(String::new(), 0));
         } else {
             for _ in 0..1 + maker.random.below(3) {
                 let name = maker.random.pick(names);
@@ -82,22 +92,28 @@ impl Batch {
         let known = maker.arguments.get(name).copied();
         match maker.random.below(if known.is_some() { 20 } else { 8 }) {
             0..5 => {
-                let (sql, count) = maker.random.pick(TEXTS);
+                let own = maker.has_table && name.is_empty() && maker.random.percent(30);
+                let (sql, count) = maker.random.pick(if own { OF_OWN_TABLE } else { TEXTS });
+                if !maker.fits(name, sql) {
+                    return;
+                }
                 self.add_message(Message::Parse(name.to_owned(), sql.to_owned()));
                 // Twice the same name is an error.
                 if known.is_none() || name.is_empty() {
-                    maker.arguments.insert(name, count);
+                    maker.prepares(name, sql, count);
                 }
                 if maker.random.percent(70) {
                     self.run(maker, name, count);
                 }
             }
-            5 => self.add_message(Message::DescribeStatement(name.to_owned())),
+            5 if known.is_some() || !name.is_empty() => {
+                self.add_message(Message::DescribeStatement(name.to_owned()));
+            }
             6 => {
                 maker.arguments.remove(name);
                 self.add_message(Message::CloseStatement(name.to_owned()));
             }
-            7 => self.add_message(Message::Flush),
+            5 | 7 => self.add_message(Message::Flush),
             _ => self.run(maker, name, known.unwrap_or(0)),
         }
     }

@@ -69,7 +69,7 @@ pub const LISTEN: &[&str] = &[
 
 /// A table of the session's own, in the sight of all.
 pub const DDL: &[&str] = &[
-    "CREATE TABLE public.own_{tag} (a int, b text)",
+    CREATE,
     "CREATE TABLE public.own_{tag} AS SELECT 1 AS a, 'x' AS b",
     "ALTER TABLE public.own_{tag} ADD COLUMN c int DEFAULT 7",
     "ALTER TABLE public.own_{tag} ALTER COLUMN a TYPE text",
@@ -79,6 +79,8 @@ pub const DDL: &[&str] = &[
     "TRUNCATE public.own_{tag}",
     DROP,
 ];
+
+pub const CREATE: &str = "CREATE TABLE public.own_{tag} (a int, b text)";
 
 pub const DROP: &str = "DROP TABLE IF EXISTS public.own_{tag}";
 

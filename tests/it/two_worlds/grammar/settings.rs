@@ -81,8 +81,13 @@ pub fn show(random: &mut Random) -> String {
 
 impl Maker<'_> {
     pub fn set_sql(&mut self, verb: &str) -> String {
-        let (name, values) = self.random.pick(PARAMETERS);
-        format!("{verb} {name} = {}", self.random.pick(values))
+        loop {
+            let (name, values) = self.random.pick(PARAMETERS);
+            let sql = format!("{verb} {name} = {}", self.random.pick(values));
+            if self.fits("", &sql) {
+                return sql;
+            }
+        }
     }
 
     pub fn set(&mut self, verb: &str) {
@@ -128,8 +133,11 @@ impl Maker<'_> {
         if self.random.percent(50) {
             return self.statement(&format!("SELECT set_config('{name}', '{value}', {local})"));
         }
-        self.arguments.insert("", 3);
         let sql = "SELECT set_config($1, $2, $3::bool)";
+        if name == "search_path" && !self.changes_place {
+            return;
+        }
+        self.prepares("", sql, 3);
         let values = [name, value, local].map(str::to_owned).to_vec();
         self.steps.push(Step(vec![
             Message::Parse(String::new(), sql.to_owned()),
