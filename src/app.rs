@@ -155,6 +155,7 @@ fn wire(
         target,
         parameters: LoginParameters::default(),
         statements: Arc::default(),
+        listeners: Arc::default(),
         cancels: Arc::new(CancelRegistry::default()),
         roster: Roster::new(Timeouts {
             idle: config.pool.idle_client_timeout,

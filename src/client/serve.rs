@@ -17,6 +17,7 @@ use crate::metrics::{ClientGauge, EndpointMetrics, Metrics, SetupResult};
 use crate::pool::{Pool, TargetPools};
 use crate::scram::ScramError;
 use crate::secrets::SecretStore;
+use crate::session::listen::Listeners;
 use crate::session::params::{LoginError, LoginParameters};
 use crate::session::prepared::StatementStore;
 use crate::session::roster::Roster;
@@ -26,11 +27,10 @@ use crate::tls::{Socket, Stream};
 use crate::wire::error_response::{ErrorMessage, Severity};
 use crate::wire::startup::{CancelRequest, Startup};
 use bytes::BytesMut;
-use std::fmt;
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -60,6 +60,8 @@ pub struct Front {
     pub parameters: LoginParameters,
     /// Prepared statements, shared.
     pub statements: Arc<StatementStore>,
+    /// Who listens for sessions without a backend.
+    pub listeners: Arc<Listeners>,
     /// Cancel keys.
     pub cancels: Arc<CancelRegistry>,
     /// Live sessions.
@@ -455,6 +457,7 @@ impl Front {
             unread: buf,
             settings,
             statements: self.statements.clone(),
+            listeners: self.listeners.clone(),
             pool,
             mode: rule.mode,
             pinning: self.pinning.clone(),

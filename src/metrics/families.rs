@@ -1,5 +1,6 @@
 //! The metric families: names, help texts, labels.
 
+use super::listen::ListenFamilies;
 use super::picture::Picture;
 use prometheus::core::Collector;
 use prometheus::{
@@ -12,7 +13,7 @@ const BUCKETS: &[f64] = &[
     5.0, 10.0, 30.0, 60.0,
 ];
 
-const POOL: &[&str] = &["target", "role", "database", "user"];
+pub(super) const POOL: &[&str] = &["target", "role", "database", "user"];
 const SESSION: &[&str] = &["endpoint", "database", "user"];
 
 /// All families.
@@ -47,6 +48,7 @@ pub(super) struct PoolFamilies {
     pub(super) allowed: IntGaugeVec,
     pub(super) up: IntGaugeVec,
     pub(super) replays: IntCounterVec,
+    pub(super) listen: ListenFamilies,
 }
 
 /// What pins are counted in, by pool and reason.
@@ -60,7 +62,7 @@ pub(super) struct PinFamilies {
 }
 
 /// Registers families. The names and labels are constants, so registering them can't fail.
-struct Registrar<'a>(&'a Registry);
+pub(super) struct Registrar<'a>(&'a Registry);
 
 #[allow(clippy::expect_used)] // constants: a test renders them all
 impl Registrar<'_> {
@@ -72,14 +74,14 @@ impl Registrar<'_> {
         family
     }
 
-    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    pub(super) fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(
             Opts::new(format!("pgsluice_{name}"), help),
             labels,
         ))
     }
 
-    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    pub(super) fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(
             Opts::new(format!("pgsluice_{name}"), help),
             labels,
@@ -217,6 +219,7 @@ impl PoolFamilies {
                 "Times a session's settings were given to another database connection.",
                 POOL,
             ),
+            listen: ListenFamilies::register(r),
         }
     }
 }

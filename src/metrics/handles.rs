@@ -1,6 +1,7 @@
 //! Handles with their labels resolved, and guards that count something for as long as it lives.
 
 use super::families::{Families, PinFamilies};
+use super::listen::ListenMetrics;
 use super::picture::Picture;
 use prometheus::{Counter, Histogram, IntCounter, IntCounterVec, IntGauge};
 use std::collections::HashMap;
@@ -121,10 +122,11 @@ impl EndpointMetrics {
 }
 
 /// Adds one to a gauge while it lives.
-struct Counted(IntGauge);
+#[derive(Debug)]
+pub(super) struct Counted(IntGauge);
 
 impl Counted {
-    fn new(gauge: &IntGauge) -> Self {
+    pub(super) fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
@@ -251,6 +253,8 @@ pub struct PoolMetrics {
     picture: Picture,
     pin: PinFamilies,
     replays: IntCounter,
+    /// What it does with listening.
+    pub listen: ListenMetrics,
     pin_handles: Mutex<HashMap<&'static str, PinHandles>>,
     up: IntGauge,
 }
@@ -289,6 +293,7 @@ impl PoolMetrics {
             picture: families.picture.clone(),
             pin: families.pool.pin.clone(),
             replays: families.pool.replays.with_label_values(&labels),
+            listen: ListenMetrics::new(&families.pool.listen, &labels),
             pin_handles: Mutex::default(),
             up: families.pool.up.with_label_values(&[target, ROLE]),
         }
@@ -349,6 +354,7 @@ impl PoolMetrics {
         ] {
             let _ = family.remove_label_values(&labels);
         }
+        families.pool.listen.forget(&labels);
         for family in [&families.pool.requests, &families.pool.replays] {
             let _ = family.remove_label_values(&labels);
         }

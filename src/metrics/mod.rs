@@ -5,12 +5,14 @@
 
 mod families;
 mod handles;
+mod listen;
 mod picture;
 
 pub use handles::{
     BackendGauge, BackendState, ClientGauge, EndpointMetrics, PinGuard, PoolMetrics,
     SessionMetrics, SetupResult, TargetMetrics, TransactionGuard, WaitingGuard,
 };
+pub use listen::{ListenGuard, ListenMetrics};
 
 use families::Families;
 use prometheus::{Encoder, Registry, TextEncoder};

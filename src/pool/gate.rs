@@ -115,6 +115,11 @@ impl Member {
         self.id
     }
 
+    /// The most connections of this pool alone.
+    pub fn cap(&self) -> usize {
+        self.cap
+    }
+
     /// Idle backends.
     pub fn idle(&self) -> usize {
         self.idle.load(Ordering::SeqCst)

@@ -10,8 +10,9 @@ use super::target::TargetPools;
 use crate::backend::connect::ConnectError;
 use crate::error::{ClientFacing, Fault, SqlState};
 use crate::ids::{PoolKey, Role};
-use crate::metrics::{BackendState, PinGuard, PoolMetrics, TransactionGuard};
+use crate::metrics::{BackendState, ListenGuard, PinGuard, PoolMetrics, TransactionGuard};
 use deadpool::managed::{self, Object, PoolError, QueueMode, Timeouts};
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -133,6 +134,12 @@ enum Attempt {
     ServerFull,
 }
 
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pool").field(&self.key).finish()
+    }
+}
+
 impl Pool {
     pub(super) fn new(manager: BackendManager, siblings: Weak<TargetPools>) -> Arc<Self> {
         let (key, gate) = (manager.key.clone(), manager.gate.clone());
@@ -189,6 +196,28 @@ impl Pool {
     /// Counts a session's settings given to one of its backends.
     pub fn replayed(&self) {
         self.metrics.replayed();
+    }
+
+    /// One more of its backends may do nothing but listen: at most half of what the target and the pool may have, and
+    /// never the only one. `all` do on the target, `own` of this pool.
+    pub fn has_room_for_listener(&self, all: usize, own: usize) -> bool {
+        let limit = self.gate.limit().unwrap_or(0);
+        all < limit / 2 && own < self.member.cap() / 2
+    }
+
+    /// Counts a backend that listens for all sessions of its database until dropped.
+    pub fn listener(&self) -> ListenGuard {
+        self.metrics.listen.listener()
+    }
+
+    /// Counts a session that listens without a backend until dropped.
+    pub fn listening(&self) -> ListenGuard {
+        self.metrics.listen.listening()
+    }
+
+    /// Counts notifications put before sessions.
+    pub fn notified(&self, count: usize) {
+        self.metrics.listen.notified(count);
     }
 
     pub(super) fn metrics(&self) -> &PoolMetrics {

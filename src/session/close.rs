@@ -1,5 +1,6 @@
 //! Why sessions end, and what their clients are told: enums and words, no I/O.
 
+use super::listen::Fault as ListenFault;
 use super::relay::RelayEnd;
 use super::requests::Violation;
 use super::roster::{Order, Phase};
@@ -25,6 +26,12 @@ pub enum CloseReason {
     SettingsRefused,
     /// It opened a transaction in statement mode.
     StatementMode,
+    /// The database connection that listened for it was lost.
+    ListenerLost,
+    /// More notifications waited for it than it may have.
+    NotificationsOverflow,
+    /// What it listens to could not be told.
+    ListeningUnknown,
     /// The proxy is stopping.
     Shutdown,
 }
@@ -41,6 +48,9 @@ impl CloseReason {
             CloseReason::BackendLost => "backend_lost",
             CloseReason::SettingsRefused => "settings_refused",
             CloseReason::StatementMode => "statement_mode",
+            CloseReason::ListenerLost => "listener_lost",
+            CloseReason::NotificationsOverflow => "notifications_overflow",
+            CloseReason::ListeningUnknown => "listening_unknown",
             CloseReason::Shutdown => "shutdown",
         }
     }
@@ -59,7 +69,9 @@ pub(super) fn obey_idle(order: Order) -> Option<(CloseReason, ErrorMessage)> {
 pub(super) fn describe(end: &RelayEnd, client_knows: bool) -> (CloseReason, Option<ErrorMessage>) {
     let fatal = |code, text: &str| Some(error_message(Severity::Fatal, code, text));
     match end {
-        RelayEnd::Released | RelayEnd::ClientQuit => (CloseReason::ClientQuit, None),
+        RelayEnd::Released | RelayEnd::Founds(_) | RelayEnd::ClientQuit => {
+            (CloseReason::ClientQuit, None)
+        }
         RelayEnd::ClientGone => (CloseReason::ClientGone, None),
         RelayEnd::ClientFault(fault) => violation(*fault),
         RelayEnd::BackendGone if client_knows => (CloseReason::BackendLost, None),
@@ -85,6 +97,26 @@ pub(super) fn describe(end: &RelayEnd, client_knows: bool) -> (CloseReason, Opti
             );
             (CloseReason::SettingsRefused, fatal(error.code, &text))
         }
+        RelayEnd::Unheard(fault) => {
+            let (reason, words) = unheard(fault);
+            (reason, Some(words))
+        }
+        RelayEnd::ListeningUnknown => {
+            let text = "terminating connection: it listens through pgsluice's shared listener, and \
+                        what it should hear can't be told any more";
+            (
+                CloseReason::ListeningUnknown,
+                fatal(SqlState::FEATURE_NOT_SUPPORTED, text),
+            )
+        }
+        RelayEnd::ChannelsRefused(error) => {
+            let text = format!(
+                "terminating connection: its channels could not be brought to its database \
+                 connection: {}",
+                error.message
+            );
+            (CloseReason::ListeningUnknown, fatal(error.code, &text))
+        }
         RelayEnd::TransactionInStatementMode => (
             CloseReason::StatementMode,
             Some(statement_mode_error(Severity::Fatal)),
@@ -109,6 +141,27 @@ pub(super) fn violation(violation: Violation) -> (CloseReason, Option<ErrorMessa
         &violation.to_string(),
     );
     (CloseReason::ProtocolViolation, Some(words))
+}
+
+/// A session that can't be told all it should hear is told that.
+pub(super) fn unheard(fault: &ListenFault) -> (CloseReason, ErrorMessage) {
+    match fault {
+        ListenFault::Overflow => {
+            let text = "terminating connection: more notifications wait for it than pgsluice keeps";
+            let words = ErrorMessage {
+                hint: Some("Read notifications as they come.".into()),
+                ..error_message(Severity::Fatal, SqlState::PROGRAM_LIMIT_EXCEEDED, text)
+            };
+            (CloseReason::NotificationsOverflow, words)
+        }
+        ListenFault::Lost(cause) => {
+            let text = format!(
+                "terminating connection: the database connection that listened for it was lost: {cause}"
+            );
+            let words = error_message(Severity::Fatal, SqlState::CONNECTION_FAILURE, &text);
+            (CloseReason::ListenerLost, words)
+        }
+    }
 }
 
 pub(super) fn stopping() -> ErrorMessage {

@@ -16,6 +16,7 @@ pub mod custom;
 pub mod deallocate;
 pub mod digest;
 mod farewell;
+pub mod listen;
 mod memory;
 pub mod params;
 pub mod pin;

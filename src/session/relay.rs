@@ -14,6 +14,7 @@ mod bring;
 mod causes;
 mod deallocate;
 mod down;
+mod listening;
 mod names;
 mod reset;
 mod scope;
@@ -25,6 +26,7 @@ mod up;
 
 pub(super) use up::{opens_transaction, replaces_unnamed};
 
+use super::listen::{Fault as ListenFault, Founding};
 use super::memory::Memory;
 use super::pin::PinReasons;
 use super::prepared::Used;
@@ -42,6 +44,7 @@ use crate::wire::to_backend;
 use bring::Shaping;
 use bytes::BytesMut;
 use causes::Causes;
+use listening::Listening;
 use reset::Resets;
 use scope::Meaning;
 use sequences::Sequences;
@@ -71,6 +74,14 @@ pub(super) enum RelayEnd {
     SettingsRefused(ServerError),
     /// A transaction block in statement mode.
     TransactionInStatementMode,
+    /// The backend listens, and has become the listener for all.
+    Founds(Founding),
+    /// The session can't be told all it should hear.
+    Unheard(ListenFault),
+    /// What the session listens to can't be told.
+    ListeningUnknown,
+    /// The server refused to listen to what the session listens to.
+    ChannelsRefused(ServerError),
 }
 
 /// The server broke the protocol.
@@ -122,6 +133,7 @@ pub(super) struct Relay {
     state: StateLeft,
     causes: Causes,
     sequences: Sequences,
+    listening: Listening,
     meaning: Meaning,
     shaping: Shaping,
     resets: Resets,
@@ -180,6 +192,7 @@ impl Relay {
             state: StateLeft::default(),
             causes: Causes::default(),
             sequences: Sequences::default(),
+            listening: Listening::default(),
             meaning: Meaning::default(),
             shaping: Shaping::default(),
             resets: Resets::default(),
@@ -226,9 +239,9 @@ impl Relay {
         true
     }
 
-    fn insert_query(&mut self, sql: &str, expect: Expect, up: &mut Flow) {
+    fn insert_query(&mut self, sql: &(impl AsRef<[u8]> + ?Sized), expect: Expect, up: &mut Flow) {
         let mut message = BytesMut::new();
-        to_backend::query(&mut message, sql.as_bytes());
+        to_backend::query(&mut message, sql.as_ref());
         up.insert(&message);
         self.replies.push(expect, ReplyAction::Skip);
     }
@@ -254,6 +267,11 @@ impl Relay {
         (half_done || half_sent) && self.replies.awaits_client() && !up.must_drain()
     }
 
+    /// The session is on its way to a listener, or has a backend only until it is there.
+    pub(super) fn is_moving(&self) -> bool {
+        self.listening.is_moving()
+    }
+
     /// The client has said goodbye.
     pub(super) fn has_quit(&self) -> bool {
         self.quit
@@ -268,6 +286,7 @@ impl Relay {
     /// and `sides`.
     pub(super) fn poll(&mut self, sides: &mut Sides<'_>, cx: &mut Context<'_>) -> Poll<RelayEnd> {
         loop {
+            self.watch_listening(sides.memory, cx);
             let up = self.pump_up(sides, cx);
             let down = match up {
                 Ok(moved) => self.pump_down(sides, cx).map(|also| moved || also),
@@ -346,17 +365,26 @@ impl Relay {
             return Ok(self.take_held(sides));
         }
         self.note_state_left(sides.conn);
-        if self.settle_state(sides) {
+        if self.listening.is_for_request() {
+            return Ok(self.take_held(sides));
+        }
+        if !self.listening.is_moving() && self.settle_state(sides) {
             return Ok(true);
         }
         self.settle_meaning();
+        if self.settle_listening(sides)? {
+            return Ok(true);
+        }
+        if self.listening.is_moving() {
+            return Ok(false);
+        }
         if self.take_held(sides) {
             return Ok(true);
         }
         if self.kept().is_empty() {
             Err(RelayEnd::Released)
         } else {
-            Ok(false)
+            Ok(self.deliver_at_rest(sides))
         }
     }
 
@@ -367,6 +395,7 @@ impl Relay {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), RelayEnd>> {
         let mut unsent = BytesMut::new();
+        self.listening.abandoned = true;
         loop {
             self.scan_down(sides)?;
             self.undo_changes(sides);

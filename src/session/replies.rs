@@ -57,7 +57,7 @@ impl Entry {
         self.action == ReplyAction::Skip
             && matches!(
                 self.expect,
-                Expect::Query | Expect::Fence | Expect::Survey | Expect::Restore
+                Expect::Query | Expect::Fence | Expect::Survey | Expect::Restore | Expect::Listen
             )
     }
 }
@@ -107,6 +107,11 @@ impl PendingReplies {
         self.entries
             .front()
             .is_some_and(|front| front.expect == Expect::Survey)
+    }
+
+    /// What comes now answers a query of the proxy's own about channels.
+    pub fn is_listening(&self) -> bool {
+        (self.entries.front()).is_some_and(|front| front.expect == Expect::Listen)
     }
 
     /// What comes now answers an Execute of the proxy's own.
@@ -241,6 +246,7 @@ impl PendingReplies {
                     | Expect::FunctionCall
                     | Expect::Fence
                     | Expect::Survey
+                    | Expect::Listen
                     | Expect::HeldQuery
                     | Expect::Restore
             )
@@ -295,7 +301,11 @@ impl PendingReplies {
                 // A simple query or function call ends the implicit transaction as a Sync does.
                 let simple = matches!(
                     expect,
-                    Expect::Query | Expect::FunctionCall | Expect::Survey | Expect::Restore
+                    Expect::Query
+                        | Expect::FunctionCall
+                        | Expect::Survey
+                        | Expect::Restore
+                        | Expect::Listen
                 );
                 self.batch_open = !simple && (self.batch_open || expect != Expect::CopyEnd);
                 self.query_sent_last =
@@ -365,7 +375,11 @@ impl PendingReplies {
             };
         };
         match front.expect {
-            Expect::Sync | Expect::Query | Expect::FunctionCall | Expect::Survey => {
+            Expect::Sync
+            | Expect::Query
+            | Expect::FunctionCall
+            | Expect::Survey
+            | Expect::Listen => {
                 let action = front.action;
                 self.pop();
                 Ok(action)
@@ -421,7 +435,8 @@ impl PendingReplies {
             | Expect::Fence
             | Expect::Survey
             | Expect::HeldQuery
-            | Expect::Restore => {}
+            | Expect::Restore
+            | Expect::Listen => {}
             _ => {
                 let next_sync = self
                     .entries

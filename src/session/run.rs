@@ -6,6 +6,7 @@ mod watch;
 
 use super::close::{CloseReason, describe, statement_mode_error};
 use super::farewell::Farewell;
+use super::listen::{Founding, Listeners};
 use super::memory::Memory;
 use super::pin::{PinReason, PinReasons};
 use super::pin_book::Pinning;
@@ -48,6 +49,8 @@ pub struct SessionStart {
     pub settings: Settings,
     /// Where prepared statements are shared.
     pub statements: Arc<StatementStore>,
+    /// Who listens for sessions without a backend.
+    pub listeners: Arc<Listeners>,
     /// Where its backends come from.
     pub pool: Arc<Pool>,
     /// When it gives them back.
@@ -109,7 +112,12 @@ impl Session {
             outbox: BytesMut::new(),
             skipping: 0,
             refusing: false,
-            memory: Memory::new(start.settings, start.statements),
+            memory: Memory::new(
+                start.settings,
+                start.statements,
+                start.pool.clone(),
+                start.listeners,
+            ),
             pool: start.pool,
             hold: match start.mode {
                 PoolMode::Transaction => Hold::Transaction,
@@ -174,6 +182,9 @@ impl Session {
         }
         match ended {
             Ended::Relay(RelayEnd::Released) => Ok(self.release(lease, relay).await),
+            Ended::Relay(RelayEnd::Founds(founding)) => {
+                Ok(self.found(lease, relay, founding).await)
+            }
             Ended::Relay(end) => Err(self.end(lease, relay, end).await),
             Ended::Close(reason, words) => {
                 if relay.is_mid_reply() {
@@ -206,6 +217,16 @@ impl Session {
             Some(_) => lease.discard(DiscardReason::ServerClosed),
             None => lease.discard(DiscardReason::NotClean),
         }
+        self
+    }
+
+    /// The backend listens, for this session and from now on for others, too; this one goes on without it.
+    async fn found(mut self, mut lease: Lease, relay: Relay, founding: Founding) -> Self {
+        // A cancel still on its way would find nothing running, or end the listener, which its sessions would be told.
+        let _ = self.cancel.take_back().await;
+        self.outbox = relay.finish(lease.conn());
+        let subscription = founding.start(lease, self.watch.clone());
+        self.memory.subscription = subscription.map(Box::new);
         self
     }
 

@@ -64,6 +64,13 @@ impl Effects {
     /// `pg_prepared_statements`: the view shows what this session has prepared.
     pub const STATEMENTS_SHOWN: Effects = Effects(1 << 18);
 
+    /// UNLISTEN
+    pub const UNLISTEN: Effects = Effects(1 << 19);
+    /// pg_listening_channels: the answer depends on what this session listens to.
+    pub const LISTENING_READ: Effects = Effects(1 << 20);
+    /// NOTIFY, pg_notify: who listens to it hears it before the statement is done.
+    pub const NOTIFY: Effects = Effects(1 << 21);
+
     /// A name that can't be read may be any of the names looked for.
     const UNREADABLE_NAME: Effects = Effects(
         Effects::SETTINGS.0
@@ -73,10 +80,12 @@ impl Effects {
             | Effects::TEMP_OBJECT.0
             | Effects::SEQUENCE_WRITE.0
             | Effects::SEQUENCE_READ.0
-            | Effects::MAY_RELEASE.0,
+            | Effects::MAY_RELEASE.0
+            | Effects::LISTENING_READ.0
+            | Effects::NOTIFY.0,
     );
     /// Text that can't be read may be anything.
-    const UNREADABLE_TEXT: Effects = Effects((1 << 19) - 1);
+    const UNREADABLE_TEXT: Effects = Effects((1 << 22) - 1);
 
     /// What may change run-time parameters: what a DO block or a procedure does can't be read.
     pub const MAY_SET: Effects = Effects::SETTINGS
@@ -87,6 +96,15 @@ impl Effects {
     pub const MAY_CHANGE_MEANING: Effects = Effects::MEANING
         .union(Effects::OPAQUE)
         .union(Effects::SET_CONFIG);
+
+    /// What may change the channels a session listens to.
+    pub const CHANGES_LISTENING: Effects =
+        Effects(Effects::LISTEN.0 | Effects::UNLISTEN.0 | Effects::OPAQUE.0);
+
+    /// What needs them on the session's backend: what may change them, or tells them.
+    pub const NEEDS_CHANNELS: Effects = Effects(
+        Effects::LISTEN.0 | Effects::UNLISTEN.0 | Effects::OPAQUE.0 | Effects::LISTENING_READ.0,
+    );
 
     /// Both.
     pub const fn union(self, other: Effects) -> Effects {

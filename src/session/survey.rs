@@ -4,6 +4,7 @@
 //! server's: it is asked instead of modelled, at the end of a transaction in which something may have changed. Pure: no
 //! I/O; the relay sends [`sql`] and hands the rows over.
 
+use super::listen::Channel;
 use super::pin::{PinReason, PinReasons};
 use crate::backend::settings::{Settings, literal};
 
@@ -13,6 +14,7 @@ use crate::backend::settings::{Settings, literal};
 ///   depends on its client_encoding, what a replay sends does not. pg_settings leaves out role and session_authorization
 ///   (GUC_NO_SHOW_ALL, src/backend/utils/misc/guc_tables.c). SET TRANSACTION's parameters keep their source after the
 ///   transaction, but not their value.
+/// - `c`: a channel that is listened to, in hexadecimal of the server's encoding, too.
 /// - `p`: a statement prepared by SQL, and the text that prepared it, if it is not long.
 /// - `l`: a reason to keep the backend. Statements of our own are shared, not left. Whatever can be made in a schema
 ///   depends on it; so the server, too, finds what to remove at the end (RemoveTempRelations of namespace.c).
@@ -33,7 +35,8 @@ UNION ALL SELECT 'l', 'temp_object', '' WHERE pg_catalog.pg_my_temp_schema() <> 
  FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
  AND refobjid = pg_catalog.pg_my_temp_schema()) \
 UNION ALL SELECT 'l', 'hold_cursor', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
-UNION ALL SELECT 'l', 'listen', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
+UNION ALL SELECT 'c', '', pg_catalog.encode(pg_catalog.convert_to(c, pg_catalog.getdatabaseencoding()), 'hex') \
+ FROM pg_catalog.pg_listening_channels() c \
 UNION ALL SELECT 'l', 'advisory_lock', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
  WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())";
 
@@ -52,8 +55,8 @@ pub fn sql<'a>(custom: impl Iterator<Item = &'a str>) -> String {
     sql
 }
 
-/// What a session's parameters may hold, names and values together; with more it keeps its backend.
-const SETTINGS_BYTES_MAX: usize = 64 * 1024;
+/// What a session's parameters and channels may hold, names and values together; with more it keeps its backend.
+const STATE_BYTES_MAX: usize = 64 * 1024;
 
 /// Reasons that a survey can find, or find gone.
 pub const SURVEYED: [PinReason; 7] = [
@@ -70,6 +73,7 @@ pub const SURVEYED: [PinReason; 7] = [
 #[derive(Debug, Default)]
 pub struct Survey {
     settings: Vec<(String, String)>,
+    channels: Vec<Channel>,
     sql_prepared: Vec<(String, String)>,
     bytes: usize,
     left: PinReasons,
@@ -81,6 +85,8 @@ pub struct Survey {
 pub struct Found {
     /// Every run-time parameter set in the session.
     pub settings: Settings,
+    /// The channels it listens to.
+    pub channels: Vec<Channel>,
     /// Statements prepared by SQL: names and texts.
     pub sql_prepared: Vec<(String, String)>,
     /// Reasons to keep the backend.
@@ -94,10 +100,20 @@ impl Survey {
             self.failed = true;
             return;
         };
-        match (kind, decode_hex(value)) {
+        let text = || decode_hex(value).and_then(|value| String::from_utf8(value).ok());
+        match (kind, text()) {
+            ("c", _) => match decode_hex(value) {
+                Some(channel) => {
+                    self.left.insert(PinReason::Listen);
+                    self.bytes += channel.len();
+                    self.failed |= self.bytes > STATE_BYTES_MAX;
+                    self.channels.push(channel.into());
+                }
+                None => self.failed = true,
+            },
             ("s", Some(value)) => {
                 self.bytes += name.len() + value.len();
-                self.failed |= self.bytes > SETTINGS_BYTES_MAX;
+                self.failed |= self.bytes > STATE_BYTES_MAX;
                 self.settings.push((name.to_ascii_lowercase(), value));
             }
             ("p", Some(value)) => self.sql_prepared.push((name.to_owned(), value)),
@@ -124,6 +140,7 @@ impl Survey {
         let settings = self.settings.into_iter().filter(|setting| !own(setting));
         Some(Found {
             settings: Settings::from_pairs(settings),
+            channels: self.channels,
             sql_prepared: self.sql_prepared,
             left: self.left,
         })
@@ -146,18 +163,17 @@ fn columns(body: &[u8]) -> Option<[&str; 3]> {
     Some(columns)
 }
 
-/// Only text in UTF-8 is kept; a value in another encoding makes the survey fail, and the session keeps its backend.
-fn decode_hex(text: &str) -> Option<String> {
+/// Of parameters only text in UTF-8 is kept; a value in another encoding makes the survey fail, and the session keeps its
+/// backend.
+fn decode_hex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    let bytes: Option<Vec<u8>> = text
-        .as_bytes()
+    text.as_bytes()
         .chunks(2)
         .map(|pair| match pair {
             [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
             _ => None,
         })
-        .collect();
-    String::from_utf8(bytes?).ok()
+        .collect()
 }
 
 #[cfg(test)]
@@ -178,11 +194,12 @@ mod tests {
         let mut survey = Survey::default();
         survey.row(&row(&["s", "TimeZone", "555443"]));
         survey.row(&row(&["s", "session_authorization", "616e6e"]));
-        survey.row(&row(&["l", "listen", ""]));
+        survey.row(&row(&["c", "", "e4"]));
         let found = survey.finish("ann").unwrap();
         let expected = Settings::from_pairs([("timezone".into(), "UTC".into())]);
         assert_eq!(found.settings, expected);
         assert_eq!(found.left.iter().collect::<Vec<_>>(), [PinReason::Listen]);
+        assert_eq!(found.channels, [Channel::from(&b"\xe4"[..])]);
     }
 
     #[test]

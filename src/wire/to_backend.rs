@@ -121,6 +121,30 @@ pub fn query(buf: &mut BytesMut, sql: &[u8]) {
     tagged(buf, b'Q', |buf| text(buf, sql));
 }
 
+/// Parse, Bind and Execute of a statement without results, and Close of both: all under one name.
+pub fn run_within_batch(buf: &mut BytesMut, name: &[u8], sql: &[u8]) {
+    tagged(buf, b'P', |buf| {
+        text(buf, name);
+        text(buf, sql);
+        buf.put_u16(0);
+    });
+    tagged(buf, b'B', |buf| {
+        text(buf, name);
+        text(buf, name);
+        buf.put_slice(&[0; 6]); // no formats, no parameters, no result formats
+    });
+    tagged(buf, b'E', |buf| {
+        text(buf, name);
+        buf.put_u32(0);
+    });
+    for kind in [b'P', b'S'] {
+        tagged(buf, b'C', |buf| {
+            buf.put_u8(kind);
+            text(buf, name);
+        });
+    }
+}
+
 /// Sync
 pub fn sync(buf: &mut BytesMut) {
     tagged(buf, b'S', |_| {});

@@ -8,6 +8,7 @@ mod support;
 mod cancel;
 mod config_cli;
 mod limits;
+mod listening;
 mod login;
 mod observability;
 mod pinning;

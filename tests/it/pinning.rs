@@ -140,12 +140,6 @@ async fn a_cursor_with_hold_keeps_its_backend() {
 }
 
 #[tokio::test]
-async fn a_listener_keeps_its_backend() {
-    let witness = "SELECT pg_listening_channels()";
-    keeps_its_backend(simple("listen", "LISTEN news", witness, "news")).await;
-}
-
-#[tokio::test]
 async fn a_session_advisory_lock_keeps_its_backend() {
     let witness = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
                    AND pid = pg_backend_pid() AND objid = 7";

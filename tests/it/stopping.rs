@@ -69,11 +69,14 @@ async fn idle_sessions_go_at_once_and_a_transaction_finishes() {
     let mut idle = proxy.raw(&db).await;
     idle.query("select 1").await;
     let mut pinned = proxy.raw(&db).await;
-    pinned.query("listen somebody").await;
+    pinned.query("create temp table mine (x int)").await;
+    let mut listener = proxy.raw(&db).await;
+    listener.query("listen somebody").await;
     let begin = Instant::now();
     proxy.signal("TERM");
     is_sent_away(&mut idle, "idle").await;
     is_sent_away(&mut pinned, "idle and pinned").await;
+    is_sent_away(&mut listener, "listening").await;
     assert!(
         begin.elapsed() < AT_ONCE,
         "told only after {:?}",

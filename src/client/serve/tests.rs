@@ -49,6 +49,7 @@ fn stage(port: u16, settings: &str) -> Stage {
         target,
         parameters: LoginParameters::default(),
         statements: Arc::default(),
+        listeners: Arc::default(),
         cancels: Arc::default(),
         roster: Roster::new(Timeouts {
             idle: config.pool.idle_client_timeout,

@@ -26,7 +26,9 @@ impl Relay {
             }
         }
         if !self.down.unread().is_empty() {
+            let before = sides.up.ready_len();
             self.scan_down(sides)?;
+            moved |= sides.up.ready_len() > before;
         }
         if self.down.must_drain() {
             match self.down.poll_drain(sides.client, cx) {
@@ -92,6 +94,7 @@ impl Relay {
                 self.survey.iter_mut().for_each(Survey::fail);
                 self.replies.on_reply(b'E').map_err(fault)?
             }
+            b'E' if self.replies.is_listening() => return self.on_listening_error(header, sides),
             // The client's transaction had failed before, or fails by it.
             b'E' if self.replies.is_restoring() => {
                 let action = self.replies.on_reply(b'E').map_err(fault)?;
@@ -104,9 +107,7 @@ impl Relay {
             // Of the proxy's own making.
             b'N' if self.replies.is_replaying() && !self.replies.is_fencing() => ReplyAction::Skip,
             b'N' => ReplyAction::Forward,
-            // For one who listens; whoever else gets one has a backend on which somebody unseen did.
-            b'A' if self.may_listen() => ReplyAction::Forward,
-            b'A' => ReplyAction::Skip,
+            b'A' => return self.on_notification(header, sides),
             // To a session that is at rest these are the server's last words to the backend: the pool reads them.
             b'E' if self.may_go(sides) => return Ok(None),
             b'E' => return self.on_error(header, sides),
@@ -209,6 +210,30 @@ impl Relay {
         Ok(Some(action))
     }
 
+    /// ReadyForQuery has come.
+    fn read_ready(&mut self, status: TxStatus, sides: &mut Sides<'_>) -> Scan<Option<ReplyAction>> {
+        let fault = |error: UnexpectedReply| RelayEnd::BackendFault(error.into());
+        sides.conn.status = status;
+        if !self.may_be_ready(sides)? {
+            return Ok(None);
+        }
+        let (surveyed, own) = (self.replies.is_surveying(), self.replies.is_replaying());
+        self.last_was_error = false;
+        self.restoring &= !own;
+        if self.replies.is_restoring() {
+            self.tell_restored(sides);
+        }
+        let mut action = self.replies.on_ready().map_err(fault)?;
+        self.on_idle_after_discard(sides);
+        if action == ReplyAction::Forward && self.before_ready(sides) {
+            action = ReplyAction::Skip;
+        }
+        if surveyed {
+            self.finish_survey(sides);
+        }
+        Ok(Some(action))
+    }
+
     /// Reads a short reply that matters to the proxy.
     fn read_whole(&mut self, header: Header, sides: &mut Sides<'_>) -> Scan<Option<ReplyAction>> {
         if header.body_len > READ_WHOLE_MAX {
@@ -224,19 +249,7 @@ impl Relay {
         match header.tag {
             b'Z' => {
                 let status = body.first().and_then(|&byte| TxStatus::from_byte(byte));
-                sides.conn.status = status.ok_or_else(malformed)?;
-                let (surveyed, own) = (self.replies.is_surveying(), self.replies.is_replaying());
-                self.last_was_error = false;
-                self.restoring &= !own;
-                if self.replies.is_restoring() {
-                    self.tell_restored(sides);
-                }
-                let action = self.replies.on_ready().map_err(fault)?;
-                self.on_idle_after_discard(sides);
-                if surveyed {
-                    self.finish_survey(sides);
-                }
-                Ok(Some(action))
+                self.read_ready(status.ok_or_else(malformed)?, sides)
             }
             b'S' => {
                 let Some((name, value)) = parameter_status(body) else {
@@ -267,8 +280,12 @@ impl Relay {
             }
             b'E' => Err(RelayEnd::SettingsRefused(ServerError::parse(body))),
             _ => {
-                let done = Done::of(command_tag(body).unwrap_or_default());
+                let tag = command_tag(body).unwrap_or_default();
+                let done = Done::of(tag);
                 let (own, asking) = (self.replies.is_swallowing(), self.replies.is_asking());
+                if !own {
+                    self.listening.on_done(tag, sides.memory);
+                }
                 let last = self.replies.is_answering_last() && self.requests.at_boundary();
                 let action = self.replies.on_reply(header.tag).map_err(fault)?;
                 if asking {
@@ -280,6 +297,11 @@ impl Relay {
             }
         }
     }
+}
+
+/// A message longer, or in another shape, than it can be.
+pub(super) fn malformed(header: Header) -> RelayEnd {
+    RelayEnd::BackendFault(BackendFault::Malformed(header.tag))
 }
 
 /// PostgreSQL's error for a statement whose rows are not what they were (src/backend/utils/cache/plancache.c,

@@ -32,6 +32,8 @@ pub(super) struct StateLeft {
     since_survey: PinReasons,
     /// Run-time parameters may have been changed.
     pub(super) settings_touched: bool,
+    /// The channels may have changed.
+    pub(super) listening_touched: bool,
     /// Something that pins may be gone.
     may_release: bool,
     /// Custom parameters that may have been changed.
@@ -72,7 +74,10 @@ impl StateLeft {
     fn wants_survey(&self) -> bool {
         let again = || {
             let due = |at: Instant| at.elapsed() >= SURVEY_AGAIN;
-            self.may_release || self.pins != self.verified || self.surveyed_at.is_none_or(due)
+            self.may_release
+                || self.listening_touched
+                || self.pins != self.verified
+                || self.surveyed_at.is_none_or(due)
         };
         self.settings_touched || (self.pins.contains_any(&survey::SURVEYED) && again())
     }
@@ -103,6 +108,8 @@ impl Relay {
         self.state.doubtful |= effects.contains(Effects::MAY_RELEASE.union(Effects::OPAQUE));
         self.state.opens |= effects.contains(Effects::TRANSACTION.union(Effects::OPAQUE));
         self.state.may_release |= effects.contains(Effects::MAY_RELEASE);
+        self.listening.note(effects);
+        self.state.listening_touched |= effects.contains(Effects::CHANGES_LISTENING);
         self.state.pins.insert_effects(effects);
         self.state.since_survey.insert_effects(effects);
     }
@@ -172,6 +179,9 @@ impl Relay {
     /// What the session has set may have been reset, and is set again before its next request is looked at. (RESET goes
     /// back to what the login asked for, which is no default of the backend's.)
     pub(super) fn holds_client(&self, sides: &Sides<'_>) -> bool {
+        if self.listening.is_moving() {
+            return self.requests.at_boundary() && !self.replies.is_batch_open();
+        }
         let settling = self.survey.is_some() || self.state.restore || self.restoring;
         // A batch that is open must get its Sync, or nothing is ever settled.
         let client_is_due = self.replies.is_batch_open() || self.replies.is_copying_in();
@@ -183,7 +193,7 @@ impl Relay {
     }
 
     /// Its unnamed statement lives on this backend alone.
-    fn keeps_long_unnamed(&self, sides: &Sides<'_>) -> bool {
+    pub(super) fn keeps_long_unnamed(&self, sides: &Sides<'_>) -> bool {
         matches!(sides.memory.unnamed, Unnamed::TooLong) && self.unnamed_here
     }
 
@@ -226,6 +236,7 @@ impl Relay {
             self.state.unsure = self.settle_meaning();
             self.state.settings_touched = false;
             self.state.may_release = false;
+            self.state.listening_touched = false;
             return true;
         }
         if std::mem::take(&mut self.state.restore) {
@@ -252,6 +263,9 @@ impl Relay {
                 self.state.leaked |= explained != found.left;
                 let pins = &mut self.state.pins;
                 pins.replace_surveyed(&survey::SURVEYED, explained);
+                if !found.channels.is_empty() {
+                    self.listening.found(found.channels);
+                }
                 self.learn_settings(found.settings, sides);
                 self.learn_sql_prepared(found.sql_prepared, sides);
             }
@@ -303,6 +317,7 @@ impl Relay {
                 self.forget_statements(sides);
                 sides.conn.was_discarded_but_for_statements();
                 sides.memory.settings = sides.memory.startup.clone();
+                sides.memory.subscription = None;
                 self.state.discarding = true;
                 self.state.restore = true;
                 if last {

@@ -94,7 +94,11 @@ impl Relay {
                         self.held = true;
                         break;
                     }
-                    Next::Frame { header, .. } if self.must_hold(header, sides) => break,
+                    Next::Frame { header, .. }
+                        if self.must_hold(header, sides) || self.bring_channels(header, sides) =>
+                    {
+                        break;
+                    }
                     Next::Frame {
                         need: Need::UnnamedStatement,
                         ..
@@ -393,16 +397,18 @@ fn is_unnamed_close(header: Header, frame: &[u8]) -> bool {
 
 /// What a request's text says about statement mode: true if it opens a transaction block.
 pub(in crate::session) fn opens_transaction(frame: &[u8]) -> bool {
-    let Ok(Some(header)) = Header::parse(frame) else {
-        return false;
-    };
+    effects_of(frame, true).is_some_and(|effects| effects.contains(Effects::TRANSACTION))
+}
+
+/// What the text of a Query or Parse says that it leaves behind, if all of it is there.
+pub(super) fn effects_of(frame: &[u8], plain_strings: bool) -> Option<Effects> {
+    let header = Header::parse(frame).ok().flatten()?;
     if frame.len() < header.frame_len() || !matches!(header.tag, b'Q' | b'P') {
-        return false;
+        return None;
     }
     let (mut reader, mut unnamed) = (RequestReader::default(), Unnamed::default());
-    reader.begin(header, StatementReader::default(), &mut unnamed);
-    match reader.read(&frame[..header.frame_len()], true, &mut unnamed) {
-        Some(Told::Text(effects) | Told::Named(effects)) => effects.contains(Effects::TRANSACTION),
-        None => false,
-    }
+    reader.begin(header, StatementReader::new(plain_strings), &mut unnamed);
+    let told = reader.read(&frame[..header.frame_len()], true, &mut unnamed)?;
+    let (Told::Text(effects) | Told::Named(effects)) = told;
+    Some(effects)
 }

@@ -27,6 +27,8 @@ pub enum Expect {
     BadFlush,
     /// A query of the proxy's own that asks what the session has left.
     Survey,
+    /// A query of the proxy's own about the session's channels.
+    Listen,
     /// An Execute of the proxy's own, whose rows it reads.
     Ask,
     /// A Describe of the proxy's own, whose answer it reads.
@@ -71,6 +73,7 @@ pub(super) fn answers(expect: Expect, tag: u8) -> (bool, bool) {
         Expect::Survey | Expect::Restore => (matches!(tag, b'T' | b'D' | b'C' | b'E'), false),
         Expect::Shape => (matches!(tag, b't' | b'T' | b'n' | b'E'), tag != b't'),
         Expect::Ask => (matches!(tag, b'D' | b'C' | b'E'), tag == b'C'),
+        Expect::Listen => (matches!(tag, b'C' | b'E'), false),
         Expect::Sync => (tag == b'E', false),
         Expect::Fence => (matches!(tag, b'I' | b'E'), false),
         Expect::BadFlush => (tag == b'E', false),

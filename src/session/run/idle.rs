@@ -3,7 +3,7 @@
 use super::{Session, Waited};
 use crate::error::SqlState;
 use crate::pool::BorrowError;
-use crate::session::close::{CloseReason, error_message, obey_idle, violation};
+use crate::session::close::{CloseReason, error_message, obey_idle, unheard, violation};
 use crate::session::relay::replaces_unnamed;
 use crate::session::requests::{Next, Unnamed, look};
 use crate::session::roster::Phase;
@@ -17,6 +17,9 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 
+/// Notifications put before a client that has read all before them.
+const OUTBOX_MAX: usize = 64 * 1024;
+
 /// Why a session ends while it has no backend, and what its client is told.
 type Closing = (CloseReason, Option<ErrorMessage>);
 
@@ -27,7 +30,11 @@ impl Session {
         if let Some((reason, words)) = order.and_then(obey_idle) {
             return Poll::Ready(Err((reason, Some(words))));
         }
+        if let Some(subscription) = &self.memory.subscription {
+            subscription.register(cx);
+        }
         loop {
+            self.take_notifications()?;
             match self.next_request() {
                 // What it was answered before goes out before what it is answered next.
                 Ok(true) if self.outbox.is_empty() => return Poll::Ready(Ok(())),
@@ -43,6 +50,9 @@ impl Session {
             }
             if matches!(self.next_request(), Ok(true)) {
                 return Poll::Ready(Ok(()));
+            }
+            if self.take_notifications()? {
+                continue;
             }
             self.up.shrink();
             if let Stream::Plain(socket) = &self.stream
@@ -60,6 +70,24 @@ impl Session {
                     return Poll::Pending;
                 }
             }
+        }
+    }
+
+    /// What its listener has heard for it goes out as PostgreSQL would send it: between requests, and not before an answer
+    /// that is owed. True if there was something.
+    fn take_notifications(&mut self) -> Result<bool, Closing> {
+        let Some(subscription) = &self.memory.subscription else {
+            return Ok(false);
+        };
+        let waits = !self.outbox.is_empty() || self.refusing || self.skipping > 0;
+        let some = !waits && subscription.take(&mut self.outbox, OUTBOX_MAX);
+        match subscription.fault() {
+            // What was heard before the end still goes out.
+            Some(fault) if !some => {
+                let (reason, words) = unheard(&fault);
+                Err((reason, Some(words)))
+            }
+            _ => Ok(some),
         }
     }
 

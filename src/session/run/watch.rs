@@ -6,7 +6,7 @@ use crate::backend::connection::BackendConnection;
 use crate::error::SqlState;
 use crate::metrics::TransactionGuard;
 use crate::pool::{Lease, Pool};
-use crate::session::close::{CloseReason, error_message, idle_timeout, stopping};
+use crate::session::close::{CloseReason, error_message, idle_timeout, stopping, unheard};
 use crate::session::relay::{Relay, Sides};
 use crate::session::roster::{Order, Phase};
 use crate::wire::error_response::Severity;
@@ -63,13 +63,18 @@ impl Watch {
                 0 => {}
                 count => session.metrics.queries(count),
             }
-            let at_rest = relay.is_at_rest(&session.up);
+            let at_rest = relay.is_at_rest(&session.up) && !relay.is_moving();
             let awaits_client = relay.awaits_client(&session.up);
             self.note_phase(at_rest, awaits_client, status, session, &pool);
             if let Poll::Ready(end) = polled {
                 return Poll::Ready(Ended::Relay(end));
             }
             self.note_pins(relay, session, lease.conn(), &pool);
+            let fault = (session.memory.subscription.as_ref()).and_then(|it| it.fault());
+            if let Some(fault) = fault.filter(|_| self.phase != Phase::Active) {
+                let (reason, words) = unheard(&fault);
+                return Poll::Ready(Ended::Close(reason, words));
+            }
             if self.shutdown && self.phase == Phase::Pinned {
                 return Poll::Ready(Ended::Close(CloseReason::Shutdown, stopping()));
             }

@@ -410,8 +410,10 @@ fn cursors_locks_listening_sequences_and_the_rest() {
             ("drop table t", Effects::MAY_RELEASE),
             ("discard temp", Effects::MAY_RELEASE),
             ("listen x", Effects::LISTEN),
-            ("unlisten x", Effects::MAY_RELEASE),
-            ("notify x", NONE),
+            ("unlisten x", Effects::MAY_RELEASE | Effects::UNLISTEN),
+            ("notify x", Effects::NOTIFY),
+            ("select pg_notify('x', '')", Effects::NOTIFY),
+            ("select pg_listening_channels()", Effects::LISTENING_READ),
             ("select pg_advisory_lock(1)", Effects::ADVISORY_LOCK),
             (
                 "select pg_try_advisory_lock_shared(1, 2)",

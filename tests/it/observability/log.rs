@@ -22,7 +22,7 @@ async fn a_day(format: &str) -> (Proxy, Database, String) {
     // A login and a pin.
     let login = RawClient::login(proxy.address, &db.name, &role, "secret", &[]);
     let mut client = login.await;
-    client.query("listen somebody").await;
+    client.query("create temp table mine (x int)").await;
     client.query("select 1").await;
     // A discard and a close: half a message, and gone.
     let long = frames::query(&format!("select '{}'", "x".repeat(40_000)));
@@ -80,7 +80,7 @@ async fn as_json() {
     let pinned = the("session pinned");
     assert_eq!(
         (&pinned["reason"], &pinned["client"]),
-        (&"listen".into(), &login["client"])
+        (&"temp_object".into(), &login["client"])
     );
     let discarded = the("backend closed");
     assert_eq!(discarded["reason"], "client_left");
@@ -109,7 +109,7 @@ async fn as_text() {
             "client logged in",
             vec![&role, &db.name, "tls=false", "from=127.0.0.1"],
         ),
-        ("session pinned", vec!["reason=\"listen\"", "advice="]),
+        ("session pinned", vec!["reason=\"temp_object\"", "advice="]),
         ("backend closed", vec!["reason=\"client_left\""]),
         ("client closed", vec!["reason=\"client_gone\""]),
     ] {

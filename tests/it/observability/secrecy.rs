@@ -116,7 +116,7 @@ async fn talk(client: &mut RawClient) {
         "create temp table temporary (x text default 'MARKER')",
         "select pg_advisory_lock(hashtext('MARKER'))",
         "declare c cursor with hold for select E'\\'MARKER', $$MARKER$$, 'C:\\', 'MARKER'",
-        "set app.token = MARKER; listen another",
+        "set app.token = MARKER; set client_encoding = latin1; listen another",
         "call nothing('MARKER')",
         "select 'MARKER'",
         "insert into MARKER values ('MARKER')",

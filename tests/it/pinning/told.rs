@@ -113,7 +113,8 @@ async fn started() -> (Database, Proxy) {
         .await;
     let proxy = proxy()
         .set("log.format", "json")
-        .max_connections(2)
+        // The only backend never listens for others.
+        .max_connections(1)
         .start()
         .await;
     (db, proxy)
