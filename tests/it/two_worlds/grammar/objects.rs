@@ -64,7 +64,6 @@ pub const LISTEN: &[&str] = &[
     "SELECT pg_notify('other_{tag}', generate_series(1, 3)::text)",
     "UNLISTEN channel_{tag}",
     "UNLISTEN *",
-    "SELECT pg_listening_channels()",
 ];
 
 /// A table of the session's own, in the sight of all.
