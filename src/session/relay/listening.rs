@@ -11,7 +11,7 @@ mod hearing;
 mod moving;
 
 use super::up::effects_of;
-use super::{Relay, Sides};
+use super::{Relay, RelayEnd, Scan, Sides};
 use crate::backend::connection::BackendConnection;
 use crate::session::listen::{
     Channel, Founding, MARKER_CHANNEL, Marker, Membership, listen, notify, unlisten,
@@ -75,6 +75,15 @@ struct Aside {
     own: bool,
     /// Its listener hears it, too.
     shared: bool,
+}
+
+/// Why a request needs the session's channels on its backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Need {
+    /// It may change them.
+    Change,
+    /// It asks for them.
+    Read,
 }
 
 /// Moving away.
@@ -150,45 +159,51 @@ impl Relay {
 
     /// Before a request goes: brings the session's channels to this backend if it may change them. True if the request
     /// must wait.
-    pub(super) fn bring_channels(&mut self, header: Header, sides: &mut Sides<'_>) -> bool {
-        let waits = self.must_bring(header, sides);
+    pub(super) fn bring_channels(&mut self, header: Header, sides: &mut Sides<'_>) -> Scan<bool> {
+        let waits = self.must_bring(header, sides)?;
         self.listening.for_request &= waits;
         self.held |= waits;
-        waits
+        Ok(waits)
     }
 
-    fn must_bring(&mut self, header: Header, sides: &mut Sides<'_>) -> bool {
+    fn must_bring(&mut self, header: Header, sides: &mut Sides<'_>) -> Scan<bool> {
         if sides.memory.subscription.is_none() || self.hold == Hold::Session {
-            return false;
+            return Ok(false);
         }
         if self.listening.for_request {
-            return !self.replies.is_settled();
+            return Ok(!self.replies.is_settled());
         }
         let brought = !self.listening.brought.is_empty();
         if brought && self.replies.outstanding() > 0 {
             // What comes next may depend on what is rolled back, and the transaction's end must show.
-            return true;
+            return Ok(true);
         }
-        if (brought && !self.listening.rolled_back) || !self.needs_channels(header, sides) {
-            return false;
-        }
-        if self.replies.is_copying_in() {
-            return false;
+        let Some(need) = self.channels_needed(header, sides) else {
+            return Ok(false);
+        };
+        if self.replies.is_copying_in() || sides.conn.status == TxStatus::Failed {
+            // A failed transaction runs nothing that changes them.
+            return Ok(false);
         }
         if self.replies.outstanding() > 0 {
-            return true;
+            return Ok(true);
+        }
+        let within_batch =
+            self.replies.is_batch_open() || (header.tag != b'Q' && self.keeps_long_unnamed(sides));
+        if need == Need::Read && (within_batch || sides.conn.status != TxStatus::Idle) {
+            // It would be shown what this backend listened to before the transaction began: nothing.
+            return Err(RelayEnd::ListeningUnknown);
+        }
+        if brought && !self.listening.rolled_back {
+            return Ok(false);
         }
         // A query of ours would end the batch, or drop the session's unnamed statement where it can't be prepared anew.
-        if self.replies.is_batch_open() || (header.tag != b'Q' && self.keeps_long_unnamed(sides)) {
+        if within_batch {
             self.bring_within_batch(sides);
-            return false;
-        }
-        // A failed transaction runs nothing that changes it.
-        let ready = sides.conn.status != TxStatus::Failed;
-        if ready {
+        } else {
             self.bring_in_query(sides);
         }
-        ready
+        Ok(!within_batch)
     }
 
     /// In a query of our own: outside a transaction that is one of its own, inside it is a part of it.
@@ -238,24 +253,27 @@ impl Relay {
         sql
     }
 
-    fn needs_channels(&self, header: Header, sides: &Sides<'_>) -> bool {
+    fn channels_needed(&self, header: Header, sides: &Sides<'_>) -> Option<Need> {
         let frame = sides.up.unread();
         let (effects, text) = match header.tag {
             b'Q' | b'P' => (effects_of(frame, self.plain_strings), frame),
             b'B' => match (named(header, frame), &sides.memory.unnamed) {
                 (Named::Use { name, .. }, _) => match sides.memory.names.find(name) {
                     Some(statement) => (Some(statement.effects), &statement.body[..]),
-                    None => return false,
+                    None => return None,
                 },
                 (_, Unnamed::Kept(kept)) => (Some(kept.effects), &kept.parse[..]),
-                _ => return false,
+                _ => return None,
             },
-            _ => return false,
+            _ => return None,
         };
-        effects.is_some_and(|effects| {
-            let sets = effects.contains(Effects::SETTINGS);
-            effects.contains(Effects::NEEDS_CHANNELS) || (sets && may_change_encoding(text))
-        })
+        let effects = effects?;
+        let sets = effects.contains(Effects::SETTINGS) && may_change_encoding(text);
+        if effects.contains(Effects::LISTENING_READ) && has_any(text, &[b"pg_listening_channels"]) {
+            Some(Need::Read)
+        } else {
+            (sets || effects.contains(Effects::NEEDS_CHANNELS)).then_some(Need::Change)
+        }
     }
 }
 
@@ -268,7 +286,11 @@ fn has_servers_encoding(conn: &BackendConnection) -> bool {
 /// `client_encoding`, `NAMES`, or RESET's `ALL` in any case, or a part of another word. The listener's notifications are
 /// not for a session with another encoding: it must be here before that changes.
 fn may_change_encoding(text: &[u8]) -> bool {
-    [&b"encoding"[..], b"names", b"all"].iter().any(|word| {
+    has_any(text, &[b"encoding", b"names", b"all"])
+}
+
+fn has_any(text: &[u8], words: &[&[u8]]) -> bool {
+    words.iter().any(|word| {
         let mut windows = text.windows(word.len());
         windows.any(|window| window.eq_ignore_ascii_case(word))
     })

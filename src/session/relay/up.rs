@@ -95,7 +95,8 @@ impl Relay {
                         break;
                     }
                     Next::Frame { header, .. }
-                        if self.must_hold(header, sides) || self.bring_channels(header, sides) =>
+                        if self.must_hold(header, sides)
+                            || self.bring_channels(header, sides)? =>
                     {
                         break;
                     }

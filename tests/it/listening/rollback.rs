@@ -214,6 +214,7 @@ async fn in_a_pipeline() {
 async fn what_cannot_be_told_ends_the_session() {
     for script in [
         &["BEGIN", "ROLLBACK; UNLISTEN a"][..],
+        &["BEGIN", "SELECT pg_listening_channels()"],
         &[
             "BEGIN",
             "UNLISTEN a",
