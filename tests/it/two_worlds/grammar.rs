@@ -5,6 +5,9 @@
 //!   startup parameters make no RESET inside one.
 //! - `pg_prepared_statements` has other times: nobody reads it.
 //! - `pg_listening_channels()` does not show shared channels inside a transaction block: nobody asks.
+//! - Behind a RESET of what the startup message has set, in the same message or batch, the server's default is seen: RESET
+//!   comes alone.
+//! - `pg_prepared_statements` shows statements of the proxy's own: nobody reads it.
 //! - The server's schema for temporary objects is there on a backend that has had some: nobody names pg_temp.
 //! - DEALLOCATE counts when it is prepared without a name, not when it runs; and an unnamed statement with a literal in it
 //!   is an error where the proxy can't tell how the literal was read. Such a statement is used in its own batch alone.
@@ -14,8 +17,8 @@
 //! - SQL's EXECUTE of a statement of the protocol's speaks of the proxy's name for it when its arguments are wrong; and an
 //!   error in the text of a PREPARE whose name is in use points elsewhere: the names are different (`q…` and `s…`).
 //! - DEALLOCATE ALL and DISCARD ALL do not count for what is behind them in the same batch: nothing is.
-//! - What another backend prepares anew after DDL has the new types, where PostgreSQL says that the old plan is no good:
-//!   statements about the table of one's own are used in their own batch alone.
+//! - An unnamed statement that another backend prepares anew after DDL has the new types: those about the table of one's own
+//!   are used in their own batch alone.
 //! - A parameter of one's own that was set and reset is '' where it was set, and NULL elsewhere: read with coalesce.
 //! - What a function called in a SELECT sets for good is not seen: functions here set what ends with them, or with the
 //!   transaction; DO and CALL set for good.
@@ -128,7 +131,6 @@ struct Maker<'a> {
     leaves_unnamed: bool,
     /// It has a table of its own.
     has_table: bool,
-    has_startup: bool,
     /// Names of the protocol, and how many arguments their statement takes, as far as is known.
     arguments: HashMap<&'static str, usize>,
     steps: Vec<Step>,
@@ -146,13 +148,12 @@ pub fn script(seed: u64, role: &str) -> Script {
     kinds.push(Kind::Set);
     let mut maker = Maker {
         extended_percent: random.pick(&[0, 10, 50]),
+        changes_place: kinds.contains(&Kind::Role) || random.percent(50),
         random,
         role,
         in_transaction: false,
-        changes_place: kinds.contains(&Kind::Role) || kinds.len().is_multiple_of(2),
         leaves_unnamed: false,
         has_table: kinds.contains(&Kind::Ddl),
-        has_startup: !startup.is_empty(),
         arguments: HashMap::new(),
         steps: Vec::new(),
     };

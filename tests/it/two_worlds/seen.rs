@@ -63,6 +63,7 @@ impl Seen {
 ///   give.
 /// - What is wrong with the use of a statement is not said where the backend lacks the statement and can't prepare it: its
 ///   transaction has failed, or a table is not found any more.
+/// - Where the table of a statement has changed, its parameters are not described before the error that says so.
 fn is_accepted(step: Option<&Step>, directly: &[Frame], through: &[Frame]) -> bool {
     let asks_alone = step.is_some_and(|step| {
         step.0.len() == 1
@@ -74,7 +75,13 @@ fn is_accepted(step: Option<&Step>, directly: &[Frame], through: &[Frame]) -> bo
     if asks_alone && through.len() == 2 {
         return is_error(&through[0], "55000") && directly.last() == through.last();
     }
-    let mut pairs = directly.iter().zip(through);
+    let fails = |next: Option<&Frame>| next.is_some_and(|next| next.tag == b'E');
+    let described = |number: usize| directly[number].tag == b't' && fails(directly.get(number + 1));
+    let directly: Vec<&Frame> = (0..directly.len())
+        .filter(|number| !described(*number))
+        .map(|number| &directly[number])
+        .collect();
+    let mut pairs = directly.iter().copied().zip(through);
     directly.len() == through.len()
         && pairs.all(|(directly, through)| {
             let unprepared = is_error(through, "25P02") || is_error(through, "42P01");

@@ -92,7 +92,7 @@ impl Batch {
         let known = maker.arguments.get(name).copied();
         match maker.random.below(if known.is_some() { 20 } else { 8 }) {
             0..5 => {
-                let own = maker.has_table && name.is_empty() && maker.random.percent(30);
+                let own = maker.has_table && maker.random.percent(30);
                 let (sql, count) = maker.random.pick(if own { OF_OWN_TABLE } else { TEXTS });
                 if !maker.fits(name, sql) {
                     return;

@@ -106,9 +106,6 @@ impl Maker<'_> {
     }
 
     pub fn reset(&mut self) {
-        if self.in_transaction && self.has_startup {
-            return;
-        }
         let (name, _) = self.random.pick(PARAMETERS);
         let sql = match self.random.below(6) {
             0..2 => "RESET ALL".to_owned(),
