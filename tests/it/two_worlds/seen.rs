@@ -58,12 +58,7 @@ impl Seen {
     }
 }
 
-/// Differences that are known:
-/// - currval and lastval may have no answer where PostgreSQL has one, and then say so; another client's value they never
-///   give.
-/// - What is wrong with the use of a statement is not said where the backend lacks the statement and can't prepare it: its
-///   transaction has failed, or a table is not found any more.
-/// - Where the table of a statement has changed, its parameters are not described before the error that says so.
+/// currval and lastval may have no answer where PostgreSQL has one, and then say so; another client's value they never give.
 fn is_accepted(step: Option<&Step>, directly: &[Frame], through: &[Frame]) -> bool {
     let asks_alone = step.is_some_and(|step| {
         step.0.len() == 1
@@ -71,22 +66,34 @@ fn is_accepted(step: Option<&Step>, directly: &[Frame], through: &[Frame]) -> bo
                 text.starts_with("SELECT currval(") || text.starts_with("SELECT lastval(")
             })
     });
-    let is_error = |frame: &Frame, code| frame.tag == b'E' && frame.sqlstate() == code;
     if asks_alone && through.len() == 2 {
-        return is_error(&through[0], "55000") && directly.last() == through.last();
+        return is_error(&through[0], &["55000"]) && directly.last() == through.last();
     }
-    let fails = |next: Option<&Frame>| next.is_some_and(|next| next.tag == b'E');
-    let described = |number: usize| directly[number].tag == b't' && fails(directly.get(number + 1));
-    let directly: Vec<&Frame> = (0..directly.len())
-        .filter(|number| !described(*number))
-        .map(|number| &directly[number])
-        .collect();
-    let mut pairs = directly.iter().copied().zip(through);
+    let (directly, through) = (batches(directly), batches(through));
     directly.len() == through.len()
-        && pairs.all(|(directly, through)| {
-            let unprepared = is_error(through, "25P02") || is_error(through, "42P01");
-            directly == through || directly.tag == b'E' && unprepared
-        })
+        && (directly.into_iter().zip(through))
+            .all(|(directly, through)| directly == through || cannot_be_prepared(directly, through))
+}
+
+/// Up to each ReadyForQuery.
+fn batches(frames: &[Frame]) -> Vec<&[Frame]> {
+    frames.split_inclusive(|frame| frame.tag == b'Z').collect()
+}
+
+fn is_error(frame: &Frame, codes: &[&str]) -> bool {
+    frame.tag == b'E' && codes.contains(&frame.sqlstate().as_str())
+}
+
+/// A statement that the backend lacks is used where it can't be prepared: its transaction has failed, or its table has gone or
+/// changed. That is said at once, and not what is wrong with its arguments, or which parameters it has.
+fn cannot_be_prepared(directly: &[Frame], through: &[Frame]) -> bool {
+    let ([before @ .., error, ready], Some(end)) = (through, directly.last()) else {
+        return false;
+    };
+    let in_failed = ready.body == b"E"[..] && is_error(error, &["25P02"]);
+    let fails_too = directly.iter().any(|frame| frame.tag == b'E');
+    let of_table = fails_too && is_error(error, &["42P01", "42703", "0A000"]);
+    directly.starts_with(before) && ready == end && (in_failed || of_table)
 }
 
 /// Without what can't be the same twice.
