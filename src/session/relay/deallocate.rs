@@ -21,7 +21,7 @@ impl Relay {
             (b'P', Some(0)) => HEADER_LEN + 1,
             _ => return None,
         };
-        if sides.memory.names.is_empty() || header.frame_len() > PARSE_LEN_MAX {
+        if header.frame_len() > PARSE_LEN_MAX {
             return None;
         }
         let text = sides.up.unread().get(front_len..)?;
