@@ -53,6 +53,7 @@ STEPS = {
     "release build": RELEASE,
     "drivers": [sys.executable, "tests/drivers/run.py"],
     "crowd": [sys.executable, "tests/transparency/crowd.py"],
+    "driver suites": [sys.executable, "tests/transparency/driver_suites.py"],
     "load": [sys.executable, "tests/load/run.py"],
     "regress": [sys.executable, "tests/transparency/regress.py"],
 }
@@ -62,7 +63,7 @@ SUBJECTS = {
     "core": ["unit", "integration"],
     "drivers": ["release build", "drivers"],
     "load": ["release build", "load"],
-    "transparency": ["relay", "release build", "drivers", "crowd", "regress"],
+    "transparency": ["relay", "release build", "drivers", "driver suites", "crowd", "regress"],
     "credentials": ["login"],
     "resilience": ["faults", "release build", "load"],
     "operators": ["operation"],
@@ -70,7 +71,7 @@ SUBJECTS = {
     "cache": [],
 }
 
-ALL = [*SUBJECTS["lint"], "cargo test", "release build", "drivers", "crowd", "load", "regress"]
+ALL = [*SUBJECTS["lint"], "cargo test", "release build", "drivers", "driver suites", "crowd", "load", "regress"]
 
 
 def why_not(name):

@@ -110,6 +110,7 @@ install_node_packages() {
 
 install_drivers() {
     install_postgres
+    need libpq-dev # psycopg2's source distribution asks pg_config about itself before it can be downloaded
     install_python_packages
     install_node_packages
     need libpostgresql-jdbc-java
