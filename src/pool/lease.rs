@@ -35,6 +35,8 @@ pub enum DiscardReason {
     FilteredPin,
     /// It was not at rest when it was given back.
     NotClean,
+    /// Its database is about to be dropped, renamed or copied.
+    DatabaseDdl,
     /// The proxy is stopping.
     Draining,
 }
@@ -55,6 +57,7 @@ impl DiscardReason {
             DiscardReason::StateLeak => "state_leak",
             DiscardReason::FilteredPin => "filtered_pin",
             DiscardReason::NotClean => "not_clean",
+            DiscardReason::DatabaseDdl => "database_ddl",
             DiscardReason::Draining => "draining",
         }
     }
@@ -67,6 +70,7 @@ impl DiscardReason {
                 | DiscardReason::Idle
                 | DiscardReason::Evicted
                 | DiscardReason::ServerClosed
+                | DiscardReason::DatabaseDdl
                 | DiscardReason::Draining
         )
     }

@@ -354,6 +354,13 @@ impl Pool {
         }
     }
 
+    /// Closes the idle backends of every database that is named in a text.
+    pub fn leave_databases(&self, text: &[u8]) {
+        if let Some(target) = self.siblings.upgrade() {
+            target.leave_databases(text);
+        }
+    }
+
     /// Takes at most `count` idle backends out for which `choose` is true, the longest idle first.
     pub(super) fn take_idle(
         &self,

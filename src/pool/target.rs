@@ -152,6 +152,20 @@ impl TargetPools {
             .find_map(|pool| pool.take_idle(1, |_, _| Some(DiscardReason::Evicted)).pop())
     }
 
+    /// Closes the idle backends of every database whose name stands somewhere in a text, in whatever case: where it is
+    /// part of another word, they are closed for nothing.
+    pub(super) fn leave_databases(&self, text: &[u8]) {
+        for pool in self.all() {
+            let name = pool.key().database.as_str().as_bytes();
+            let is_named = text
+                .windows(name.len().max(1))
+                .any(|part| part.eq_ignore_ascii_case(name));
+            if is_named {
+                drop(pool.take_idle(usize::MAX, |_, _| Some(DiscardReason::DatabaseDdl)));
+            }
+        }
+    }
+
     /// Looks after idle backends until the drain: closes what is dead, too old, or too many; follows the server's
     /// max_connections.
     pub async fn look_after(self: Arc<Self>) {

@@ -13,6 +13,7 @@
 
 mod close;
 pub mod custom;
+mod database_ddl;
 pub mod deallocate;
 pub mod digest;
 mod farewell;

@@ -5,6 +5,7 @@ mod idle;
 mod watch;
 
 use super::close::{CloseReason, describe, statement_mode_error};
+use super::database_ddl;
 use super::farewell::Farewell;
 use super::listen::{Founding, Listeners};
 use super::memory::Memory;
@@ -148,6 +149,9 @@ impl Session {
             if self.hold == Hold::Statement && opens_transaction(self.up.unread()) {
                 self.refuse(&statement_mode_error(Severity::Error));
                 continue;
+            }
+            if let Some(text) = database_ddl::begins(self.up.unread()) {
+                self.pool.leave_databases(text);
             }
             let since = Instant::now();
             match Box::pin(self.borrow()).await {

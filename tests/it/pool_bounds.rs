@@ -1,6 +1,7 @@
 //! There are never more database connections than allowed, and who waits for one is served in order.
 
 mod churn;
+mod database_ddl;
 
 use crate::support::frames::{column, errors, query};
 use crate::support::{
