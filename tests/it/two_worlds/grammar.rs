@@ -1,13 +1,10 @@
 //! Scripts of one session, made from a seed.
 //!
 //! Known and accepted differences, never made (README, "What differs"):
-//! - RESET of what the startup message has set gives the server's default until the transaction is over: sessions with
-//!   startup parameters make no RESET inside one.
 //! - `pg_prepared_statements` has other times: nobody reads it.
 //! - `pg_listening_channels()` does not show shared channels inside a transaction block: nobody asks.
 //! - Behind a RESET of what the startup message has set, in the same message or batch, the server's default is seen: RESET
 //!   comes alone.
-//! - `pg_prepared_statements` shows statements of the proxy's own: nobody reads it.
 //! - The server's schema for temporary objects is there on a backend that has had some: nobody names pg_temp.
 //! - DEALLOCATE counts when it is prepared without a name, not when it runs; and an unnamed statement with a literal in it
 //!   is an error where the proxy can't tell how the literal was read. Such a statement is used in its own batch alone.
