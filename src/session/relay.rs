@@ -213,6 +213,7 @@ impl Relay {
         };
         let replayed = relay.replay(settings, conn, up);
         if terms.hold != Hold::Session {
+            relay.state.has_sql = !memory.sql.is_empty();
             relay.clear_sql_prepared(memory, conn, up);
             relay.clear_shown(conn, up);
         }
@@ -363,6 +364,9 @@ impl Relay {
         }
         if sides.conn.status != TxStatus::Idle {
             return Ok(self.take_held(sides));
+        }
+        if self.replies.has_undone() {
+            self.undo_changes(sides);
         }
         self.note_state_left(sides.conn);
         if self.listening.is_for_request() {

@@ -13,6 +13,7 @@
 //! Pure: no I/O.
 
 mod expect;
+mod front;
 
 pub use expect::{Expect, ReplyAction};
 
@@ -102,56 +103,19 @@ impl PendingReplies {
             .is_some_and(|front| front.is_own_query())
     }
 
-    /// What comes now answers the survey.
-    pub fn is_surveying(&self) -> bool {
-        self.entries
-            .front()
-            .is_some_and(|front| front.expect == Expect::Survey)
-    }
-
     /// What comes now answers a query of the proxy's own about channels.
     pub fn is_listening(&self) -> bool {
         (self.entries.front()).is_some_and(|front| front.expect == Expect::Listen)
     }
 
-    /// What comes now answers an Execute of the proxy's own.
-    pub fn is_asking(&self) -> bool {
-        self.entries
-            .front()
-            .is_some_and(|front| front.expect == Expect::Ask)
-    }
-
-    /// What comes now answers a Describe of the proxy's own.
-    pub fn is_shaping(&self) -> bool {
-        self.entries
-            .front()
-            .is_some_and(|front| front.expect == Expect::Shape)
-    }
-
-    /// What comes now is swallowed.
-    pub fn is_swallowing(&self) -> bool {
-        self.entries
-            .front()
-            .is_some_and(|front| front.action == ReplyAction::Skip)
+    /// An Execute of the proxy's own is in flight, whose rows it reads.
+    pub fn has_asked(&self) -> bool {
+        self.entries.iter().any(|entry| entry.expect == Expect::Ask)
     }
 
     /// The server looks at nothing before the next Sync.
     pub fn is_skipping(&self) -> bool {
         self.skipping_to_sync
-    }
-
-    /// What comes now answers the client's query that was held.
-    pub fn is_ready_held(&self) -> bool {
-        self.entries
-            .front()
-            .is_some_and(|front| front.expect == Expect::HeldQuery)
-    }
-
-    /// What comes now answers the proxy's own query behind it.
-    pub fn is_restoring(&self) -> bool {
-        self.entries
-            .front()
-            .is_some_and(|front| front.expect == Expect::Restore)
     }
 
     /// The message sent last was a query of the client's, and the server will answer it.
@@ -164,13 +128,6 @@ impl PendingReplies {
         if let Some(last) = self.entries.back_mut() {
             last.expect = Expect::HeldQuery;
         }
-    }
-
-    /// What comes now answers the fence.
-    pub fn is_fencing(&self) -> bool {
-        self.entries
-            .front()
-            .is_some_and(|front| front.expect == Expect::Fence)
     }
 
     /// The message being answered is the client's last, or has only its own Sync behind it.

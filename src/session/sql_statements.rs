@@ -158,11 +158,11 @@ pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The SQL that prepares a statement, and does nothing where that is not possible any more.
-pub fn prepared_if_possible(statement: &SqlStatement) -> String {
+/// SQL that does the same, or nothing where that is not possible.
+pub fn quietly(sql: &str) -> String {
     let block = format!(
         "BEGIN EXECUTE {}; EXCEPTION WHEN OTHERS THEN NULL; END",
-        literal(&statement.text)
+        literal(sql)
     );
     format!("DO {}", literal(&block))
 }

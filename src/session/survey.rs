@@ -58,6 +58,9 @@ pub fn sql<'a>(custom: impl Iterator<Item = &'a str>) -> String {
 /// What a session's parameters and channels may hold, names and values together; with more it keeps its backend.
 const STATE_BYTES_MAX: usize = 64 * 1024;
 
+/// Statements prepared by SQL that are looked at; with more a session keeps its backend.
+const STATEMENTS_MAX: usize = 1000;
+
 /// Reasons that a survey can find, or find gone.
 pub const SURVEYED: [PinReason; 7] = [
     PinReason::Settings,
@@ -116,7 +119,12 @@ impl Survey {
                 self.failed |= self.bytes > STATE_BYTES_MAX;
                 self.settings.push((name.to_ascii_lowercase(), value));
             }
-            ("p", Some(value)) => self.sql_prepared.push((name.to_owned(), value)),
+            ("p", Some(value)) => {
+                self.failed |= self.sql_prepared.len() >= STATEMENTS_MAX;
+                if !self.failed {
+                    self.sql_prepared.push((name.to_owned(), value));
+                }
+            }
             ("l", _) => match SURVEYED.iter().find(|reason| reason.label() == name) {
                 Some(reason) => self.left.insert(*reason),
                 None => self.failed = true,

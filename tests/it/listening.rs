@@ -5,7 +5,9 @@ mod ends;
 mod rollback;
 mod storm;
 
-use crate::support::frames::{Frame, column, errors, extended, query, sync, tags};
+use crate::support::frames::{
+    Frame, column, copy_data, copy_done, errors, extended, query, sync, tags,
+};
 use crate::support::{Database, Proxy, RawClient, database, eventually, observer, proxy, text};
 
 /// Channel and payload of every notification among them.
@@ -234,4 +236,27 @@ async fn a_session_that_keeps_its_backend_for_another_reason_hears_too() {
     db.execute("NOTIFY news, 'three'").await;
     assert_eq!(heard(&[first.frame().await]), [pair("news", "three")]);
     assert_eq!(tags(&client.query("COMMIT").await), "CAZ");
+}
+
+/// A COPY is fed in a transaction that has brought the session's channels to its backend.
+#[tokio::test]
+async fn a_copy_goes_on_behind_a_change_of_channels() {
+    let db = database().await;
+    db.execute("CREATE TABLE t (a int)").await;
+    let proxy = proxy().max_connections(3).start().await;
+    let mut client = proxy.raw(&db).await;
+    client.query("LISTEN news").await;
+    client.query("SELECT 1").await;
+    client.query("BEGIN").await;
+    client.query("DO $$ BEGIN END $$").await;
+    client.send(&query("COPY t FROM STDIN")).await;
+    client.until(b'G').await;
+    client
+        .send(&[copy_data(b"7\n"), copy_done()].concat())
+        .await;
+    client.ready().await;
+    client.query("COMMIT").await;
+    assert_eq!(client.value("SELECT sum(a) FROM t").await, "7");
+    db.execute("NOTIFY news, 'still'").await;
+    assert_eq!(heard(&[client.frame().await]), [pair("news", "still")]);
 }

@@ -235,7 +235,7 @@ impl State {
 
     fn leave(&mut self, id: u64) {
         self.stop_serving(id);
-        self.forget_turns(id);
+        self.forget_turns(id, |_| true);
         let Some(member) = self.members.remove(&id) else {
             return;
         };
@@ -249,9 +249,9 @@ impl State {
         }
     }
 
-    fn forget_turns(&mut self, id: u64) {
+    fn forget_turns(&mut self, id: u64, is_gone: impl Fn(&Turn) -> bool) {
         self.turns.retain(|_, turns| {
-            turns.retain(|(other, _)| *other != id);
+            turns.retain(|(other, turn)| *other != id || !is_gone(turn));
             !turns.is_empty()
         });
     }
@@ -297,7 +297,9 @@ impl Membership {
 
     /// Its markers will never come: what sent them was rolled back.
     pub fn forget_markers(&self) {
-        self.hub.lock().forget_turns(self.id);
+        // Where its serving begins has been passed, or will be.
+        let is_gone = |turn: &Turn| !matches!(turn, Turn::Begin);
+        self.hub.lock().forget_turns(self.id, is_gone);
         self.inbox.set_passed();
     }
 

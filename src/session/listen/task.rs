@@ -16,6 +16,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep_until};
 
 /// The longest message a listener gets: a payload has less than 8,000 bytes (src/include/commands/async.h).
 const FRAME_LEN_MAX: usize = 64 * 1024;
@@ -23,12 +24,16 @@ const FRAME_LEN_MAX: usize = 64 * 1024;
 /// How long a query may take to be sent, and the last one to be answered.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long the server may take to answer: without it all who listen would wait for nothing.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+
 /// What the session before has set must not end the connection, nor what it does.
 const SETTINGS: &[u8] =
     b"SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN \
 ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout', \
 'idle_in_transaction_session_timeout'); \
-SELECT pg_catalog.set_config('application_name', 'pgsluice listener', false);";
+SELECT pg_catalog.set_config('application_name', 'pgsluice listener', false), \
+pg_catalog.set_config('client_encoding', pg_catalog.current_setting('server_encoding'), false);";
 
 /// Why it does not listen any more.
 enum End {
@@ -91,6 +96,7 @@ async fn serve(hub: &Hub, lease: &mut Lease, watch: &mut DrainWatch) -> End {
         return End::Lost(error.to_string());
     }
     let mut answering = Some(Changes::default());
+    let mut due = Instant::now() + ANSWER_DEADLINE;
     loop {
         if answering.is_none() {
             if let Some(changes) = hub.take_changes() {
@@ -98,6 +104,7 @@ async fn serve(hub: &Hub, lease: &mut Lease, watch: &mut DrainWatch) -> End {
                     return End::Lost(error.to_string());
                 }
                 answering = Some(changes);
+                due = Instant::now() + ANSWER_DEADLINE;
             } else if hub.is_unused() {
                 return End::Unused;
             }
@@ -106,6 +113,9 @@ async fn serve(hub: &Hub, lease: &mut Lease, watch: &mut DrainWatch) -> End {
         let frame = tokio::select! {
             frame = read_frame(&mut conn.stream, &mut conn.buf, FRAME_LEN_MAX) => frame,
             () = hub.news.notified(), if answering.is_none() => continue,
+            () = sleep_until(due), if answering.is_some() => {
+                return End::Lost("the server does not answer".into());
+            }
             () = watch.reached(Phase::Aborting) => return End::Lost("pgsluice is stopping".into()),
         };
         let frame = match frame {

@@ -20,6 +20,7 @@ use crate::session::shape::Shape;
 use crate::wire::flow::Flow;
 use crate::wire::to_backend;
 use bytes::BytesMut;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A statement that the backend describes.
@@ -29,8 +30,8 @@ pub(super) struct Shaping {
     shape: Shape,
     /// A client waits for it.
     waiting: bool,
-    /// What came of it: the statement is what it was, or is not.
-    told: Option<(StatementId, bool)>,
+    /// What came of it, for the message at the front: the statement is what it was, or is not.
+    told: HashMap<StatementId, bool>,
 }
 
 impl Relay {
@@ -60,21 +61,25 @@ impl Relay {
         if self.shaping.waiting {
             return None;
         }
-        match self.shaping.told.take() {
-            Some((id, true)) if id == statement.id => return Some(used(id)),
-            Some((id, false)) if id == statement.id => {
+        match self.shaping.told.get(&statement.id) {
+            Some(true) => {
+                let known_as = sides.conn.prepared.touch(statement.id);
+                return Some(used(known_as.unwrap_or(NOBODY)));
+            }
+            Some(false) => {
                 let is_stale = true;
                 return Some(Used {
                     is_stale,
                     ..used(NOBODY)
                 });
             }
-            _ => {}
+            None => {}
         }
         if let Some(known_as) = self.here(statement.id, sides.conn) {
             return Some(used(known_as));
         }
         let now = self.scope_now(Some(&statement), sides)?;
+        self.close_unused(sides);
         self.evict(statement.id, sides.conn, sides.up);
         self.make_room(statement.id, sides.conn, sides.up);
         let body = match statement.shape() {
@@ -104,7 +109,7 @@ impl Relay {
 
     /// The server has been asked something for the message at the front.
     pub(super) fn has_asked(&self) -> bool {
-        self.shaping.waiting || self.shaping.told.is_some() || self.meaning.has_asked()
+        self.shaping.waiting || !self.shaping.told.is_empty() || self.meaning.has_asked()
     }
 
     /// Asks what the server has made of a statement that is on its way.
@@ -150,7 +155,7 @@ impl Relay {
             Some((statement, None)) => {
                 self.shaping.waiting = false;
                 let is_same = statement.shape() == Some(&shape);
-                self.shaping.told = Some((statement.id, is_same));
+                self.shaping.told.insert(statement.id, is_same);
                 if is_same {
                     return;
                 }
@@ -162,9 +167,15 @@ impl Relay {
         }
     }
 
-    /// The question was refused, or was never looked at.
+    /// An error has come: the question was refused, or was never looked at, unless it is in flight still.
     pub(super) fn stop_shaping(&mut self) {
-        self.shaping = Shaping::default();
+        let concerns = |note: &Note| matches!(note.described, Some((_, None)));
+        self.shaping.waiting &= self.replies.notes().any(concerns);
+    }
+
+    /// The message for which the server was asked is on its way.
+    pub(super) fn forget_told(&mut self) {
+        self.shaping.told.clear();
     }
 
     pub(super) fn make_room(

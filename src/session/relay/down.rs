@@ -131,8 +131,11 @@ impl Relay {
         self.undo_changes(sides);
         self.stop_asking();
         self.stop_shaping();
-        if let Some(id) = self.found_here.take() {
-            sides.conn.prepared.restore(id, id);
+        if let Some(id) = self.found_here.take()
+            && !sides.conn.prepared.has(id)
+        {
+            // Nobody knows what it is: it is closed before it is prepared again.
+            sides.conn.prepared.add_unused(id);
         }
         Ok(Some(match words {
             Some(words) => {

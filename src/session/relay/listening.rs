@@ -175,8 +175,9 @@ impl Relay {
         }
         let brought = !self.listening.brought.is_empty();
         if brought && self.replies.outstanding() > 0 {
-            // What comes next may depend on what is rolled back, and the transaction's end must show.
-            return Ok(true);
+            // What comes next may depend on what is rolled back, and the transaction's end must show. But a COPY ends
+            // only by what comes next.
+            return Ok(!self.replies.is_copying_in());
         }
         let Some(need) = self.channels_needed(header, sides) else {
             return Ok(false);

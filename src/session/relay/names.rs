@@ -189,6 +189,7 @@ impl Relay {
         existing: Arc<Statement>,
         sides: &mut Sides<'_>,
     ) -> Translated {
+        self.renamed = None;
         let known_as = match self.here(existing.id, sides.conn) {
             Some(known_as) => known_as,
             None => {
@@ -240,6 +241,7 @@ impl Relay {
         used: Used,
         sides: &mut Sides<'_>,
     ) -> Translated {
+        self.forget_told();
         let statement = &used.statement;
         let text = Text::of_body(&statement.body);
         self.note_text(statement.effects, text);

@@ -24,6 +24,8 @@ pub(super) struct Resets {
     pending: bool,
     /// Parameters of one's own, whose values do not tell that they were reset: all of them, or these.
     all_custom: bool,
+    /// A COPY may follow in the same text, and wait for the client's data: nothing of ours may come before them.
+    copies: bool,
     custom: Vec<String>,
     /// What the client knew before.
     told: Option<Parameters>,
@@ -37,6 +39,7 @@ impl Resets {
         }
         self.pending = true;
         let text = text.unwrap_or_default();
+        self.copies |= has_word(text, b"copy");
         self.all_custom |= has_word(text, b"all");
         self.custom.extend(dotted_names(text));
     }
@@ -50,6 +53,10 @@ impl Resets {
         let pending = std::mem::take(&mut self.pending);
         let all = std::mem::take(&mut self.all_custom);
         let custom = std::mem::take(&mut self.custom);
+        if std::mem::take(&mut self.copies) {
+            // The survey at the transaction's end finds what is missing.
+            return None;
+        }
         let is_reset = |name: &str| all || custom.iter().any(|other| other == name);
         let wanted: Vec<String> = startup
             .iter()

@@ -137,8 +137,9 @@ impl Relay {
 
     /// The answer is complete.
     pub(super) fn finish_asking(&mut self, conn: &BackendConnection) {
-        let Asked::Waiting(survey) = std::mem::take(&mut self.meaning.asked) else {
-            return;
+        let survey = match std::mem::take(&mut self.meaning.asked) {
+            Asked::Waiting(survey) => survey,
+            other => return self.meaning.asked = other,
         };
         // Unreadable: then nothing is shared under it, and nothing is given back.
         let found = survey.finish(conn.login_role());
@@ -147,7 +148,9 @@ impl Relay {
 
     /// The question was refused, or was never looked at.
     pub(super) fn stop_asking(&mut self) {
-        self.meaning.asked = Asked::No;
+        if !self.replies.has_asked() {
+            self.meaning.asked = Asked::No;
+        }
     }
 
     /// Puts a Parse between two small queries of the proxy's own, where there are any.

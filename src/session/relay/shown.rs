@@ -10,7 +10,7 @@ use crate::backend::connection::BackendConnection;
 use crate::session::prepared::{Note, Scope, Statement, close_named, parse_named};
 use crate::session::reading::has_literal;
 use crate::session::replies::{Expect, ReplyAction};
-use crate::session::sql_statements::quoted;
+use crate::session::sql_statements::{quietly, quoted};
 use crate::wire::flow::Flow;
 use crate::wire::from_backend::TxStatus;
 use std::sync::Arc;
@@ -54,6 +54,10 @@ impl Relay {
 
     /// The text has run, or is about to end with its batch.
     pub(super) fn hide_own(&mut self, conn: &mut BackendConnection, up: &mut Flow) {
+        // What stands behind an error is not carried out: they are there still.
+        if self.replies.is_skipping() {
+            return;
+        }
         for name in std::mem::take(&mut conn.shown) {
             up.insert(&close_named(name.as_bytes()));
             let note = Note {
@@ -70,7 +74,7 @@ impl Relay {
         if !names.is_empty() {
             let all = names
                 .iter()
-                .map(|name| format!("DEALLOCATE {};", quoted(name)));
+                .map(|name| quietly(&format!("DEALLOCATE {}", quoted(name))) + ";");
             self.insert_query(&all.collect::<String>(), Expect::Query, up);
         }
     }

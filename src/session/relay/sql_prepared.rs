@@ -12,8 +12,7 @@ use crate::session::pin::PinReason;
 use crate::session::prepared::{Name, Note, Scope, Statement};
 use crate::session::replies::{Expect, ReplyAction};
 use crate::session::sql_statements::{
-    SqlStatement, Uses, is_one_prepare, may_deallocate, may_show, names_used, prepared_if_possible,
-    quoted, uses,
+    SqlStatement, Uses, is_one_prepare, may_deallocate, may_show, names_used, quietly, quoted, uses,
 };
 use crate::session::statement::Effects;
 use crate::wire::flow::Flow;
@@ -39,7 +38,7 @@ impl Relay {
         }
         let sql: String = gone
             .iter()
-            .map(|name| format!("DEALLOCATE {};", quoted(name)))
+            .map(|name| quietly(&format!("DEALLOCATE {}", quoted(name))) + ";")
             .collect();
         self.insert_query(&sql, Expect::Query, up);
     }
@@ -99,7 +98,7 @@ impl Relay {
                 Uses::Anything => {
                     self.state.settings_touched = true;
                     sides.conn.sql_prepared.unsure = true;
-                    prepared_if_possible(&statement)
+                    quietly(&statement.text)
                 }
                 _ => statement.text.clone(),
             };
@@ -177,6 +176,7 @@ impl Relay {
         let stays = |(name, statement): (&String, &Arc<SqlStatement>)| {
             !statement.follows && here.id(name) == Some(statement.id)
         };
+        self.state.has_sql = !sql.is_empty();
         match sql.iter().any(stays) {
             true => self.state.pins.insert(PinReason::SqlPrepare),
             false => self.state.pins.remove(PinReason::SqlPrepare),
@@ -190,7 +190,11 @@ impl Relay {
         header: Header,
         sides: &mut Sides<'_>,
     ) -> Option<Translated> {
-        if sides.memory.names.is_empty() || !matches!(header.tag, b'Q' | b'P') {
+        // Not again what has just been renamed.
+        if self.renamed.is_some() || !matches!(header.tag, b'Q' | b'P') {
+            return None;
+        }
+        if sides.memory.names.is_empty() {
             return None;
         }
         let frame = sides.up.unread().get(..header.frame_len())?;
@@ -214,6 +218,7 @@ impl Relay {
         let mut message = BytesMut::from(frame);
         for (at, name, statement) in used.into_iter().rev() {
             let Some(used) = self.bring(&name, statement.clone(), sides) else {
+                self.sync_behind |= alone && self.replies.is_batch_open();
                 return Some(Translated::Incomplete);
             };
             self.note_text(statement.effects, Text::of_body(&statement.body));

@@ -61,6 +61,8 @@ pub(super) struct StateLeft {
     pub(super) unsure: bool,
     /// A text in flight may begin a transaction.
     opens: bool,
+    /// The session has statements of SQL's PREPARE.
+    pub(super) has_sql: bool,
     /// DISCARD ALL has run; its ReadyForQuery has not come yet.
     discarding: bool,
 }
@@ -108,6 +110,8 @@ impl Relay {
         self.state.doubtful |= effects.contains(Effects::MAY_RELEASE.union(Effects::OPAQUE));
         self.state.opens |= effects.contains(Effects::TRANSACTION.union(Effects::OPAQUE));
         self.state.may_release |= effects.contains(Effects::MAY_RELEASE);
+        self.state.settings_touched |=
+            self.state.has_sql && effects.contains(Effects::SQL_DEALLOCATE);
         self.listening.note(effects);
         self.state.listening_touched |= effects.contains(Effects::CHANGES_LISTENING);
         self.state.pins.insert_effects(effects);
@@ -182,7 +186,9 @@ impl Relay {
         if self.listening.is_moving() {
             return self.requests.at_boundary() && !self.replies.is_batch_open();
         }
-        let settling = self.survey.is_some() || self.state.restore || self.restoring;
+        // In a transaction nothing is settled before its end.
+        let restores = self.state.restore && sides.conn.status == TxStatus::Idle;
+        let settling = self.survey.is_some() || restores || self.restoring;
         // A batch that is open must get its Sync, or nothing is ever settled.
         let client_is_due = self.replies.is_batch_open() || self.replies.is_copying_in();
         settling

@@ -171,6 +171,14 @@ impl Relay {
         need: Need,
         sides: &mut Sides<'_>,
     ) {
+        self.forget_told();
+        let shows = |unnamed: &Unnamed| match unnamed {
+            Unnamed::Kept(kept) => kept.effects.contains(Effects::STATEMENTS_SHOWN),
+            Unnamed::None | Unnamed::TooLong => false,
+        };
+        if header.tag == b'B' && need == Need::UnnamedStatement && shows(&sides.memory.unnamed) {
+            self.show_own(sides);
+        }
         if need == Need::UnnamedStatement && !self.unnamed_here {
             self.bring_unnamed(sides);
         }
@@ -209,7 +217,8 @@ impl Relay {
             || is_unnamed_close(header, sides.up.unread());
         if header.tag == b'B'
             && let Unnamed::Kept(kept) = &sides.memory.unnamed
-            && kept.effects.contains(Effects::MAY_SET | Effects::DISCARD)
+            && (kept.effects)
+                .contains(Effects::MAY_SET | Effects::DISCARD | Effects::SQL_DEALLOCATE)
         {
             self.resets.note(kept.effects, Some(&kept.parse));
             // The name may be an argument. A Bind of another statement costs a question in vain.

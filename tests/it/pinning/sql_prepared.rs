@@ -2,7 +2,8 @@
 
 use super::{PINS, database, proxy};
 use crate::support::frames::{
-    bind, close_statement, column, describe_statement, errors, execute, parse, query, sync, tags,
+    bind, close_statement, column, describe_statement, errors, execute, flush, parse, query, sync,
+    tags,
 };
 use crate::support::{Database, Proxy, RawClient};
 
@@ -348,4 +349,62 @@ async fn the_view_shows_a_session_its_own_and_nobody_elses() {
         "3"
     );
     it.no_pins().await;
+}
+
+#[tokio::test]
+async fn a_name_that_can_not_be_brought_ends_its_query() {
+    let mut it = Moves::new().await;
+    it.client.query("CREATE TABLE gone (a int)").await;
+    let prepare = [parse("s", "SELECT * FROM gone"), sync()].concat();
+    it.client.ask(&prepare).await;
+    it.client.query("DROP TABLE gone").await;
+    it.elsewhere().await;
+    for _ in 0..3 {
+        let answer = it.client.query("EXECUTE s").await;
+        assert_eq!(
+            (tags(&answer).as_str(), errors(&answer)),
+            ("EZ", vec!["42P01".into()])
+        );
+    }
+    assert_eq!(it.client.value("SELECT 1").await, "1");
+    // Another shape is an error as often as it is asked for.
+    it.client
+        .query("CREATE TABLE gone AS SELECT 'x' AS b")
+        .await;
+    for _ in 0..3 {
+        it.elsewhere().await;
+        assert_eq!(errors(&it.client.query("EXECUTE s").await), ["0A000"]);
+    }
+}
+
+#[tokio::test]
+async fn a_client_may_use_names_like_the_proxys() {
+    let mut it = Moves::new().await;
+    let prepare = [parse("pgsluice_0", "SELECT 1"), sync()].concat();
+    it.client.ask(&prepare).await;
+    let failing = [parse("", "bad syntax"), sync()].concat();
+    assert_eq!(errors(&it.client.ask(&failing).await), ["42601"]);
+    assert_eq!(it.client.value("EXECUTE pgsluice_0").await, "1");
+    it.client
+        .send(&[parse("", "bad syntax"), flush()].concat())
+        .await;
+    it.client.until(b'E').await;
+    it.client
+        .send(&[query("EXECUTE pgsluice_0"), sync()].concat())
+        .await;
+    it.client.ready().await;
+    assert_eq!(it.client.value("SELECT 2").await, "2");
+}
+
+#[tokio::test]
+async fn a_deallocate_prepared_by_name_harms_nobody() {
+    let mut it = Moves::new().await;
+    it.client.query("PREPARE x AS SELECT 1").await;
+    let prepare = [parse("d", "DEALLOCATE x"), sync()].concat();
+    it.client.ask(&prepare).await;
+    let run = [bind("", "d", &[]), execute("", 0), sync()].concat();
+    assert_eq!(errors(&it.client.ask(&run).await), [""; 0]);
+    assert_eq!(it.proxy.raw(&it.db).await.value("SELECT 1").await, "1");
+    it.elsewhere().await;
+    assert_eq!(errors(&it.client.query("EXECUTE x").await), ["26000"]);
 }

@@ -1,7 +1,7 @@
 //! What clients ask for at login differs from client to client, on the same backend.
 
 use super::{code_of, database, pid_of, proxy, text};
-use crate::support::frames;
+use crate::support::frames::{self, copy_data, copy_done, errors, query};
 use crate::support::{ROLE, RawClient};
 
 #[tokio::test]
@@ -135,4 +135,41 @@ async fn a_login_needs_a_database_that_exists() {
         .await
         .unwrap_err();
     assert_eq!(code_of(&error), "42P01");
+}
+
+/// As drivers' pools do it: DISCARD ALL before the next one's BEGIN, in one write.
+#[tokio::test]
+async fn a_transaction_right_behind_discard_all_goes_on() {
+    for mode in ["transaction", "session"] {
+        let db = database().await;
+        let proxy = proxy().max_connections(1).mode(mode).start().await;
+        let mut client = proxy.raw_with(&db, &[("TimeZone", "Asia/Tokyo")]).await;
+        client
+            .send(&[query("DISCARD ALL"), query("BEGIN")].concat())
+            .await;
+        client.ready().await;
+        client.ready().await;
+        assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo", "{mode}");
+        client.query("COMMIT").await;
+        assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo", "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_behind_a_reset_gets_its_data() {
+    let db = database().await;
+    db.execute("CREATE TABLE t (a int)").await;
+    let proxy = proxy().max_connections(1).start().await;
+    let mut client = proxy.raw_with(&db, &[("TimeZone", "Asia/Tokyo")]).await;
+    client.query("SET TimeZone = 'UTC'").await;
+    client
+        .send(&query("RESET TimeZone; COPY t FROM STDIN"))
+        .await;
+    client.until(b'G').await;
+    client
+        .send(&[copy_data(b"7\n"), copy_done()].concat())
+        .await;
+    assert_eq!(errors(&client.ready().await), [""; 0]);
+    assert_eq!(client.value("SELECT a FROM t").await, "7");
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo");
 }

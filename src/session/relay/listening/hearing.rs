@@ -98,10 +98,12 @@ impl Relay {
             return Ok(true);
         };
         if !self.listening.abandoned {
+            // In this order: what is lost is told before the end.
+            let has_ended = subscription.has_ended();
             if let Some(fault) = subscription.fault() {
                 return Err(RelayEnd::Unheard(fault));
             }
-            if !subscription.has_ended() {
+            if !has_ended {
                 return Ok(false);
             }
             self.deliver(sides, usize::MAX);
@@ -246,7 +248,11 @@ impl Relay {
             if !subscription.has_passed() {
                 return Ok(false);
             }
-            self.decide(subscription.has_ended(), sides)?;
+            let has_ended = subscription.has_ended();
+            if let Some(fault) = subscription.fault() {
+                return Err(RelayEnd::Unheard(fault));
+            }
+            self.decide(has_ended, sides)?;
         }
         self.listening.asked = None;
         self.listening.brought.clear();
