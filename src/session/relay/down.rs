@@ -329,6 +329,8 @@ pub(super) enum Done {
     DeallocateAll,
     /// Something that pins may be gone.
     MayRelease,
+    /// DISCARD PLANS: what has been prepared is read anew.
+    DiscardPlans,
     /// DISCARD SEQUENCES
     DiscardSequences,
     /// Nothing.
@@ -340,6 +342,7 @@ impl Done {
         match tag {
             "DISCARD ALL" => Done::DiscardAll,
             "DEALLOCATE ALL" => Done::DeallocateAll,
+            "DISCARD PLANS" => Done::DiscardPlans,
             "DISCARD SEQUENCES" => Done::DiscardSequences,
             "DEALLOCATE" | "CLOSE CURSOR" | "CLOSE CURSOR ALL" | "UNLISTEN" | "ROLLBACK" => {
                 Done::MayRelease

@@ -315,6 +315,12 @@ impl Relay {
             Done::Other => {}
             Done::MayRelease => self.state.may_release = true,
             Done::DiscardSequences => self.state.pins.remove(PinReason::Sequence),
+            // Literals are read again at the next use, under this session's settings: no other may get that.
+            Done::DiscardPlans => {
+                for (_, known_as) in sides.conn.prepared.take_all() {
+                    sides.conn.prepared.add_unused(known_as);
+                }
+            }
             Done::DeallocateAll => {
                 self.forget_statements(sides);
                 self.state.may_release = true;

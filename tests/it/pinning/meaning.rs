@@ -192,3 +192,18 @@ async fn a_statement_that_names_the_moment_stays_where_it_is() {
     assert_eq!(run(&mut client, "s").await, first);
     assert_eq!(pins(&proxy).await, 1.0);
 }
+
+#[tokio::test]
+async fn discard_plans_of_one_changes_the_reading_of_no_other() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).start().await;
+    let mut one = proxy.raw_with(&db, &[("TimeZone", "UTC")]).await;
+    let mut other = proxy.raw_with(&db, &[("TimeZone", "UTC")]).await;
+    for client in [&mut one, &mut other] {
+        prepare(client, "s", MIDNIGHT).await;
+    }
+    other.query("SET TimeZone = 'Asia/Tokyo'").await;
+    other.query("DISCARD PLANS").await;
+    run(&mut other, "s").await;
+    assert_eq!(run(&mut one, "s").await, [IN_UTC]);
+}
