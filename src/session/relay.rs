@@ -143,6 +143,8 @@ pub(super) struct Relay {
     unnamed_here: bool,
     /// Something of the client's was held back for an answer that was to come first.
     held: bool,
+    /// A request has come while the state was being settled: it may go to any backend, once others have had their turn.
+    parked: bool,
     /// The first request of the lease has been sent, all of it.
     first_sent: bool,
     /// A statement that the server has just said it has.
@@ -199,6 +201,7 @@ impl Relay {
             parameters: conn.parameters.clone(),
             unnamed_here: false,
             held: false,
+            parked: false,
             first_sent: false,
             found_here: None,
             renamed: None,
@@ -386,10 +389,10 @@ impl Relay {
             return Ok(true);
         }
         if self.kept().is_empty() {
-            Err(RelayEnd::Released)
-        } else {
-            Ok(self.deliver_at_rest(sides))
+            return Err(RelayEnd::Released);
         }
+        let parked = std::mem::take(&mut self.parked) && !sides.up.unread().is_empty();
+        Ok(self.deliver_at_rest(sides) || parked)
     }
 
     /// Reads and drops everything the backend still owes, for a client that has left. Cancel-safe.

@@ -180,8 +180,9 @@ impl Relay {
             && self.is_at_rest(sides.up)
     }
 
-    /// What the session has set may have been reset, and is set again before its next request is looked at. (RESET goes
-    /// back to what the login asked for, which is no default of the backend's.)
+    /// The next request is not looked at before the state is settled. What the session has set may have been reset, and is
+    /// set again. (RESET goes back to what the login asked for, which is no default of the backend's.) And a client that
+    /// asks again while the server is being asked would keep its backend for ever from those who wait.
     pub(super) fn holds_client(&self, sides: &Sides<'_>) -> bool {
         if self.listening.is_moving() {
             return self.requests.at_boundary() && !self.replies.is_batch_open();
@@ -191,11 +192,7 @@ impl Relay {
         let settling = self.survey.is_some() || restores || self.restoring;
         // A batch that is open must get its Sync, or nothing is ever settled.
         let client_is_due = self.replies.is_batch_open() || self.replies.is_copying_in();
-        settling
-            && !client_is_due
-            && !self.keeps_long_unnamed(sides)
-            && !sides.memory.startup.is_empty()
-            && self.requests.at_boundary()
+        settling && !client_is_due && !self.keeps_long_unnamed(sides) && self.requests.at_boundary()
     }
 
     /// Its unnamed statement lives on this backend alone.

@@ -64,7 +64,7 @@ impl Relay {
     /// Examines what the client has sent.
     fn scan_up(&mut self, sides: &mut Sides<'_>) -> Scan<()> {
         if self.holds_client(sides) {
-            self.held = true;
+            self.parked = true;
             return Ok(());
         }
         while !self.quit && !sides.up.unread().is_empty() && !self.replies.is_full() {

@@ -1,8 +1,8 @@
 //! What pins nothing: the session's state follows it to whichever backend it gets.
 
 use super::{HERE, PINS, database, proxy};
-use crate::support::RawClient;
 use crate::support::frames::{bind, close_statement, column, errors, execute, parse, query, sync};
+use crate::support::{RawClient, waiting};
 
 /// Two backends, and two others who hold one of them in turn: the client goes from one to the other and back.
 async fn follows_its_client(begin: &[Vec<u8>], witness: &[u8], expected: &str) {
@@ -215,5 +215,35 @@ async fn a_statement_is_deallocated_by_sql_for_its_own_client_alone() {
         assert_eq!(answer[0].sqlstate(), "26000", "{answer:?}");
         assert_eq!(column(&other.ask(&run).await), ["shared"]);
         other.query("DEALLOCATE s").await;
+    }
+}
+
+/// The client has its answer while the server is still asked what is left, and asks again at once: others go first.
+#[tokio::test]
+async fn who_waits_goes_before_who_asks_again_while_its_state_is_settled() {
+    let db = database().await;
+    let proxy = proxy().max_connections(1).start().await;
+    let startup = [("application_name", "somebody")];
+    let mut with_startup = proxy.raw_with(&db, &startup).await;
+    let mut without = proxy.raw(&db).await;
+    let mut other = proxy.raw(&db).await;
+    other.query("CREATE TABLE turns (who text)").await;
+    for busy in [&mut with_startup, &mut without] {
+        for (left, gone) in [
+            ("SET work_mem = '3MB'", "SELECT 1"),
+            ("SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock(1)"),
+        ] {
+            busy.query("BEGIN").await;
+            busy.query(left).await;
+            other
+                .send(&query("INSERT INTO turns VALUES ('other')"))
+                .await;
+            waiting(&proxy, 1).await;
+            busy.query(gone).await;
+            busy.query("COMMIT").await;
+            assert_eq!(busy.value("SELECT count(*) FROM turns").await, "1");
+            other.ready().await;
+            other.query("TRUNCATE turns").await;
+        }
     }
 }
