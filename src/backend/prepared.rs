@@ -57,6 +57,11 @@ impl PreparedHere {
         self.names.contains(&id)
     }
 
+    /// Some statement has this name here.
+    pub fn has_name(&self, name: StatementId) -> bool {
+        self.names.iter().any(|(_, other)| *other == name)
+    }
+
     /// It is on its way here, under its own name. Returns the one that must go for it, and its name.
     pub fn insert(&mut self, id: StatementId) -> Option<(StatementId, StatementId)> {
         let full = self.names.len() >= self.most && !self.names.contains(&id);

@@ -132,7 +132,7 @@ impl Relay {
         self.stop_asking();
         self.stop_shaping();
         if let Some(id) = self.found_here.take()
-            && !sides.conn.prepared.has(id)
+            && !sides.conn.prepared.has_name(id)
         {
             // Nobody knows what it is: it is closed before it is prepared again.
             sides.conn.prepared.add_unused(id);
