@@ -12,7 +12,8 @@ mod told;
 
 use crate::support::frames::{self, bind, column, errors, execute, parse, query, sync};
 use crate::support::{
-    Database, Proxy, RawClient, code_of, database, observer, pid_of, proxy, text, waiting,
+    Database, Proxy, RawClient, code_of, database, eventually, observer, pid_of, proxy, text,
+    waiting,
 };
 
 const PINS: &str = "pgsluice_database_connections_session_pinned";
@@ -50,6 +51,11 @@ async fn pinned(proxy: &Proxy, label: &str) -> f64 {
     proxy.metrics().await.sum(PINS, &[("reason", label)])
 }
 
+/// A pin is counted when its client is at rest, which may be after it has its answer.
+async fn is_pinned(proxy: &Proxy, label: &str) {
+    eventually(label, async || pinned(proxy, label).await == 1.0).await;
+}
+
 /// Two backends. One client pins one; two others want a transaction each: only one of them can have it, the pinned
 /// client finds its backend and its state again and again, until DISCARD ALL ends the reason.
 async fn keeps_its_backend(reason: Reason) {
@@ -64,7 +70,7 @@ async fn keeps_its_backend(reason: Reason) {
         assert_eq!(errors(&answer), [""; 0], "{answer:?}");
     }
     let backend = client.value("SELECT pg_backend_pid()").await;
-    assert_eq!(pinned(&proxy, reason.label).await, 1.0, "{}", reason.label);
+    is_pinned(&proxy, reason.label).await;
     let (mut other, mut third) = (proxy.raw(&db).await, proxy.raw(&db).await);
     other.query("BEGIN").await;
     third.send(&query("SELECT pg_backend_pid()")).await;
@@ -82,9 +88,12 @@ async fn keeps_its_backend(reason: Reason) {
     waiting(&proxy, 1).await;
     client.query("DISCARD ALL").await;
     assert_eq!(column(&third.ready().await), [backend], "{}", reason.label);
-    let metrics = proxy.metrics().await;
     let label = [("reason", reason.label)];
-    assert_eq!(metrics.sum(PINS, &label), 0.0);
+    eventually("it is not pinned", async || {
+        proxy.metrics().await.sum(PINS, &label) == 0.0
+    })
+    .await;
+    let metrics = proxy.metrics().await;
     assert_eq!(metrics.sum("pgsluice_pins_total", &label), 1.0);
     assert_eq!(metrics.sum("pgsluice_unpins_total", &label), 1.0);
 }
@@ -154,7 +163,7 @@ async fn a_loaded_library(load: &str, setting: &str, default: &str) {
     let (mut client, mut next) = (proxy.raw(&db).await, proxy.raw(&db).await);
     client.query(load).await;
     let backend = client.value("SELECT pg_backend_pid()").await;
-    assert_eq!(pinned(&proxy, "load").await, 1.0);
+    is_pinned(&proxy, "load").await;
     client.query("DISCARD ALL").await;
     assert_eq!(client.value(&format!("SHOW {setting}")).await, default);
     next.send(&query("SELECT pg_backend_pid()")).await;
@@ -205,7 +214,7 @@ async fn a_long_unnamed_statement_keeps_its_backend_until_it_is_replaced() {
     let mut client = proxy.raw(&db).await;
     let long = format!("SELECT pg_backend_pid() /* {} */", "x".repeat(20_000));
     client.ask(&[parse("", &long), sync()].concat()).await;
-    assert_eq!(pinned(&proxy, "unnamed_statement").await, 1.0);
+    is_pinned(&proxy, "unnamed_statement").await;
     let again = [bind("", "", &[]), execute("", 0), sync()].concat();
     let backend = column(&client.ask(&again).await);
     let mut other = proxy.raw(&db).await;
@@ -214,7 +223,10 @@ async fn a_long_unnamed_statement_keeps_its_backend_until_it_is_replaced() {
         assert_eq!(column(&client.ask(&again).await), backend);
     }
     client.query("SELECT 1").await;
-    assert_eq!(pinned(&proxy, "unnamed_statement").await, 0.0);
+    eventually("it is not pinned", async || {
+        pinned(&proxy, "unnamed_statement").await == 0.0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -241,7 +253,10 @@ async fn a_short_unnamed_statement_follows_its_client_to_another_backend() {
         assert_eq!(column(&client.ask(&again).await), ["mine"]);
         third.query("COMMIT").await;
     }
-    assert_eq!(pinned(&proxy, "unnamed_statement").await, 0.0);
+    eventually("it is not pinned", async || {
+        pinned(&proxy, "unnamed_statement").await == 0.0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -284,7 +299,7 @@ async fn in_session_mode_a_backend_is_kept_until_its_client_leaves() {
     let proxy = proxy().max_connections(1).mode("session").start().await;
     let (mut a, mut b) = (proxy.raw(&db).await, proxy.raw(&db).await);
     let backend = a.value("SELECT pg_backend_pid()").await;
-    assert_eq!(pinned(&proxy, "session_mode").await, 1.0);
+    is_pinned(&proxy, "session_mode").await;
     b.send(&query("SELECT pg_backend_pid()")).await;
     waiting(&proxy, 1).await;
     a.query("CREATE TEMP TABLE x (id int); SET work_mem = '5MB'; DISCARD ALL")

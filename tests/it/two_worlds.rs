@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use worlds::{SESSIONS, Worlds};
 
 /// Rounds of [`SESSIONS`] in an ordinary run: always the same.
-const ROUNDS: u64 = 200;
+const ROUNDS: u64 = 40;
 
 /// On a busy machine fewer.
 const ORDINARY_RUN: Duration = Duration::from_secs(60);

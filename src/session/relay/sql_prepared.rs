@@ -31,6 +31,7 @@ impl Relay {
         conn: &mut BackendConnection,
         up: &mut Flow,
     ) {
+        conn.sql_prepared.unsure = false;
         let is_own = |name: &str, id| memory.sql.find(name).is_some_and(|own| own.id == id);
         let gone = conn.sql_prepared.extract(|name, id| !is_own(name, id));
         if gone.is_empty() {
